@@ -1,0 +1,53 @@
+# Two commands on a bare machine: 'make search' and 'make test'. Both set up what they need in .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help search ui test test-long check setup setup-dev clean
+
+help:
+	@echo "make search     set up, search on the bundled digits, print the winner (ARGS='--trials 20' for more)"
+	@echo "make ui         open MLflow on loopback at the newest study"
+	@echo "make test       set up, check the code, run the tests"
+	@echo "make test-long  the tests that take minutes"
+	@echo "make clean      remove the environment (runs/ stays)"
+
+search: setup
+	$(BIN)/akd search quickstart $(ARGS)
+
+ui: setup
+	$(BIN)/akd ui
+
+test: check
+	$(BIN)/python -m pytest
+
+test-long: setup-dev
+	$(BIN)/python -m pytest -m long
+
+check: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The stamps hold the moment of the last installation; a changed pyproject.toml installs again.
+setup: $(VENV)/.installed
+setup-dev: $(VENV)/.installed-dev
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"akd needs Python 3.11 or newer, $(PYTHON) is {v.major}.{v.minor}; choose one with make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+# Files are compiled when first imported: compiling all of them now would take longer than installing them.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "setting up in $(VENV): about 6 GB, two to three minutes"
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV)
