@@ -1,0 +1,21 @@
+"""akd: find the best way to distil a teacher network into a student, on the machines you have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from akd.study import distil, search
+
+__all__ = ["__version__", "distil", "search"]
+
+
+def __getattr__(name: str) -> Any:
+    # ray, optuna and mlflow take seconds to import: only who searches pays for them.
+    if name in ("search", "distil"):
+        from akd import study
+
+        return getattr(study, name)
+    raise AttributeError(f"module 'akd' has no attribute {name!r}")

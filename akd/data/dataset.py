@@ -1,0 +1,171 @@
+"""A data set in memory, its splits, and the registry of readers."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from akd.data.augment import Augment
+from akd.errors import ExperimentError
+from akd.registry import Registry
+from akd.seeds import generator
+from akd.settings import setting
+
+readers = Registry("data set", "akd.data")
+
+AUGMENTS = {"none": Augment(), "crop": Augment(padding=4), "crop_flip": Augment(padding=4, flip=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they are split.
+
+    The validation split is taken from the training file, stratified by class, and depends only on ``split_seed``,
+    ``subset`` and ``validation``: never on a trial.
+    """
+
+    name: str = setting("digits", help="a registered data set or module:factory")
+    dir: str | None = setting(None, help="folder that holds the files; default $AKD_DATA_DIR or ~/.cache/akd/data")
+    subset: int | None = setting(None, low=2, help="use only this many training images, stratified")
+    validation: float = setting(0.1, above=0, below=1, help="share of the training images held out for selection")
+    split_seed: int = setting(0, low=0, help="seed of subset and validation split")
+    augment: str = setting("auto", choices=["auto", *AUGMENTS], help="standard view; auto is the data set's own")
+    crop_padding: int | None = setting(None, low=1, high=64, help="zero pixels on each side before cropping")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images as they lie in the files.
+
+    Attributes:
+        name: registered name.
+        images, labels: training file, uint8 [n, C, H, W] and int64 [n].
+        test_images, test_labels: test file, the same.
+        classes: class names in the order of the labels.
+        mean, std: per channel, in units of the 0..1 range, for normalisation.
+        augment: the data set's own standard view.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: Augment = field(default_factory=Augment)
+
+    @property
+    def channels(self) -> int:
+        return self.images.shape[1]
+
+    @cached_property
+    def hash(self) -> str:
+        """Content hash of the training file (images and labels)."""
+        digest = hashlib.sha256()
+        for tensor in (self.images, self.labels):
+            digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """A data set with its rows assigned: what a training run reads.
+
+    Attributes:
+        dataset: the files.
+        train, val: sorted positions in the training file, int64 [m]; ``val`` may be empty (final training).
+        augment: the standard view in force.
+    """
+
+    dataset: Dataset
+    train: Tensor
+    val: Tensor
+    augment: Augment
+
+    @property
+    def hash(self) -> str:
+        """Content hash of files and split: equal hash, equal training and validation data."""
+        digest = hashlib.sha256(self.dataset.hash.encode())
+        for rows in (self.train, self.val):
+            digest.update(rows.numpy().tobytes() + b"|")
+        return digest.hexdigest()[:16]
+
+    def with_validation_joined(self) -> TrainData:
+        """Training and validation rows together, nothing held out: the data of final training."""
+        return replace(self, train=torch.cat([self.train, self.val]).sort().values, val=self.val[:0])
+
+
+def stratified(labels: Tensor, rows: Tensor, count: int, *seed: object) -> Tensor:
+    """``count`` of ``rows``, classes in proportion (largest remainders), drawn per class; sorted int64 [count].
+
+    Args:
+        labels: [n] classes of the whole file.
+        rows: [m] positions to choose from.
+        count: how many, at most m.
+        seed: parts for :func:`akd.seeds.generator`.
+    """
+    draw = generator("stratified", *seed)
+    members = [rows[labels[rows] == c] for c in labels[rows].unique()]
+    shares = torch.tensor([len(m) for m in members], dtype=torch.float64) * count / len(rows)
+    take = shares.floor().long()
+    rest = (shares - take).argsort(descending=True, stable=True)[: count - int(take.sum())]
+    take[rest] += 1
+    chosen = [m[torch.randperm(len(m), generator=draw)[: int(t)]] for m, t in zip(members, take, strict=True)]
+    return torch.cat(chosen).sort().values
+
+
+def data_dir(config: DataConfig) -> Path:
+    """Where the files of file-based data sets are looked for."""
+    import os
+
+    return Path(config.dir or os.environ.get("AKD_DATA_DIR") or "~/.cache/akd/data").expanduser().absolute()
+
+
+def load(config: DataConfig) -> Dataset:
+    """The data set named by ``config``; reads files, downloads nothing.
+
+    Raises:
+        ExperimentError: unknown name, files missing or damaged.
+    """
+    return readers.get(config.name, key="data.name")(data_dir(config))
+
+
+def split(config: DataConfig, dataset: Dataset) -> TrainData:
+    """``dataset`` with its rows assigned as ``config`` says.
+
+    Raises:
+        ExperimentError: the subset is larger than the file, or a split would lack whole classes' worth of images.
+    """
+    n = len(dataset.labels)
+    rows = torch.arange(n)
+    if config.subset is not None:
+        if config.subset > n:
+            raise ExperimentError(
+                f"must be at most {n}, the number of training images", key="data.subset", value=config.subset
+            )
+        rows = stratified(dataset.labels, rows, config.subset, "subset", config.split_seed)
+    count = round(len(rows) * config.validation)
+    if count < 1 or count >= len(rows):
+        raise ExperimentError(
+            f"leaves {count} of {len(rows)} images for validation; both parts need some",
+            key="data.validation",
+            value=config.validation,
+        )
+    val = stratified(dataset.labels, rows, count, "validation", config.split_seed)
+    train = rows[~torch.isin(rows, val)]
+    augment = dataset.augment if config.augment == "auto" else AUGMENTS[config.augment]
+    if config.crop_padding is not None:
+        if not augment.padding:
+            raise ExperimentError(
+                "has no effect: the standard view takes no crop", key="data.crop_padding", value=config.crop_padding
+            )
+        augment = replace(augment, padding=config.crop_padding)
+    return TrainData(dataset, train, val, augment)

@@ -1,0 +1,56 @@
+"""Errors a user can cause or must know about, each one line that says what, where and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AkdError(Exception):
+    """Base of every error akd raises on purpose."""
+
+
+class ExperimentError(AkdError, ValueError):
+    """A mistake in a file, a flag or an argument. The command line prints it and exits with 2.
+
+    Args:
+        problem: what is wrong and what is allowed.
+        key: the dotted key, for example ``train.lr``.
+        value: the offending value, when there is one to show.
+        where: ``file:line`` or ``--flag``; ``None`` when the value came from code.
+    """
+
+    _NOTHING = object()
+
+    def __init__(self, problem: str, *, key: str | None = None, value: object = _NOTHING, where: str | None = None):
+        self.problem, self.key, self.where = problem, key, where
+        parts = [f"{where}: "] if where else []
+        if key:
+            parts.append(key)
+            if value is not self._NOTHING:
+                parts.append(f" = {value!r}")
+            parts.append(": ")
+        super().__init__("".join(parts) + problem)
+
+
+class DivergedError(AkdError):
+    """Training produced a number that is not finite."""
+
+
+class CheckpointError(AkdError):
+    """A checkpoint is missing, incomplete or not what its manifest says."""
+
+
+class Interrupted(AkdError):  # noqa: N818 - an event, not a fault
+    """The user or the machine asked akd to stop; state on disk allows going on."""
+
+
+def near(name: object, names: Iterable[str]) -> str:
+    """`` did you mean 'x'?`` for the nearest of ``names``, or an empty string."""
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def one_of(names: Iterable[str]) -> str:
+    """The allowed names, spelled for a message."""
+    return "one of " + ", ".join(sorted(names))

@@ -1,0 +1,73 @@
+"""Names -> factories for methods, models and data: the only door to a component.
+
+Three ways to name one: a name registered here, a name another package offers through an entry point of the group
+``akd.<kind>`` (for example ``akd.models``), and ``module:factory`` for a function of the user's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from akd.errors import ExperimentError, near
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Registry:
+    """The names of one kind of component.
+
+    Args:
+        kind: singular word for messages, for example ``model``.
+        group: entry-point group that other packages use.
+    """
+
+    def __init__(self, kind: str, group: str):
+        self.kind, self.group = kind, group
+        self._factories: dict[str, Callable[..., Any]] = {}
+        self._info: dict[str, dict[str, Any]] = {}
+
+    def register(self, name: str, **info: Any) -> Callable[[F], F]:
+        """Decorator that enters a factory under ``name``; ``info`` is kept for :meth:`info`."""
+
+        def enter(factory: F) -> F:
+            if name in self._factories:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._factories[name] = factory
+            self._info[name] = info
+            return factory
+
+        return enter
+
+    def names(self) -> list[str]:
+        """All registered names, sorted; names of other packages included."""
+        return sorted({*self._factories, *(e.name for e in entry_points(group=self.group))})
+
+    def info(self, name: str) -> dict[str, Any]:
+        """What was said at registration (config class, paper, ...); empty for foreign names."""
+        return self._info.get(name, {})
+
+    def get(self, name: str, *, key: str | None = None, where: str | None = None) -> Callable[..., Any]:
+        """The factory called ``name``.
+
+        Raises:
+            ExperimentError: no such name; the message lists the nearest.
+        """
+        if name in self._factories:
+            return self._factories[name]
+        for entry in entry_points(group=self.group):
+            if entry.name == name:
+                return entry.load()
+        if ":" in name:
+            module, _, attribute = name.partition(":")
+            try:
+                return getattr(importlib.import_module(module), attribute)
+            except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: ':x' and '.x:y'
+                raise ExperimentError(
+                    f"cannot be imported: {error}", key=key or self.kind, value=name, where=where
+                ) from None
+        names = self.names()
+        hint = near(name, names) or f", known are {', '.join(names)}"
+        raise ExperimentError(f"there is no such {self.kind}{hint}", key=key or self.kind, value=name, where=where)
