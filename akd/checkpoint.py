@@ -1,0 +1,119 @@
+"""Checkpoints: written whole or not at all, checked before they are read, and never a pickle that runs code.
+
+A checkpoint is a folder ``epoch_000012`` with ``weights.safetensors`` (every tensor), ``state.json`` (everything
+else) and ``manifest.json`` (size and SHA-256 of both). It is written beside its place, flushed to disk and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from akd.errors import CheckpointError
+
+_PREFIX = "epoch_"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old or the new text, never half of it."""
+    side = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(side, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(side, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """:func:`write_text` of readable JSON."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file, atomically; tensors that share memory are copied apart."""
+    side = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, side)
+    os.replace(side, path)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save(folder: Path, epoch: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2) -> Path:
+    """Write the checkpoint of an epoch under ``folder`` and drop all but the newest ``keep``.
+
+    Args:
+        folder: parent of all checkpoints of a run.
+        epoch: counted from 1; names the checkpoint.
+        tensors: flat name -> tensor.
+        state: JSON values.
+        keep: how many to leave; two, so that a damaged one has a predecessor.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"{_PREFIX}{epoch:06d}"
+    side = folder / f".{final.name}.{os.getpid()}"
+    shutil.rmtree(side, ignore_errors=True)
+    side.mkdir()
+    save_tensors(side / "weights.safetensors", tensors)
+    (side / "state.json").write_text(json.dumps(dict(state)), encoding="utf-8")
+    files = {name: _digest(side / name) for name in ("weights.safetensors", "state.json")}
+    (side / "manifest.json").write_text(json.dumps({"epoch": epoch, "sha256": files}), encoding="utf-8")
+    for path in (*side.iterdir(), side):
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(side, final)
+    for old in all_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first, whole or not."""
+    return sorted(folder.glob(f"{_PREFIX}*")) if folder.is_dir() else []
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of a checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing or differs from the manifest.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        for name, digest in manifest["sha256"].items():
+            if _digest(path / name) != digest:
+                raise CheckpointError(f"{path / name} is damaged: its checksum differs from the manifest")
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        return load_file(path / "weights.safetensors"), state
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole; a damaged one is passed over with a warning."""
+    for path in reversed(all_checkpoints(folder)):
+        try:
+            load(path)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; the checkpoint before it is used", stacklevel=2)
+        else:
+            return path
+    return None

@@ -1,0 +1,320 @@
+"""The experiment: one frozen object that says everything a run depends on.
+
+Values come from the dataclasses' defaults, then a YAML file, then ``--dotted.override`` flags. Unknown keys, values
+out of range and settings without effect are errors that name the place.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from akd import yamlfile
+from akd.data.dataset import DataConfig
+from akd.data.dataset import readers as data_readers
+from akd.errors import ExperimentError, near
+from akd.methods import MethodConfig, hosts
+from akd.models.registry import networks
+from akd.settings import Origins, build, check_value, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Optimisation of one network. Defaults are the CIFAR-100 protocol of the literature, with a cosine schedule."""
+
+    epochs: int = setting(60, low=1, help="passes over the training split")
+    batch_size: int = setting(64, low=1, help="images per step, whatever the number of workers")
+    lr: float = setting(0.05, above=0, help="highest learning rate of SGD")
+    momentum: float = setting(0.9, low=0, below=1)
+    nesterov: bool = setting(False, help="Nesterov momentum")
+    weight_decay: float = setting(5e-4, low=0)
+    schedule: str = setting("cosine", choices=["cosine", "step", "constant"], help="cosine per step, step per epoch")
+    decay_epochs: tuple[int, ...] = setting((), low=1, when=("schedule", "step"), help="lr falls after these epochs")
+    decay_factor: float = setting(0.1, above=0, below=1, when=("schedule", "step"))
+    label_smoothing: float = setting(0.0, low=0, below=1)
+    ema: float = setting(
+        0.0, low=0, below=1, help="decay of averaged weights, which are then the scored ones; 0 is off"
+    )
+    grad_clip: float | None = setting(None, above=0, help="largest norm of the whole gradient")
+    precision: str = setting("auto", choices=["auto", "float32", "bfloat16", "float64"], help="auto: bfloat16 on GPU")
+    threads: int | None = setting(None, low=1, help="CPU threads of a step; default the trial's CPUs")
+    seed: int = setting(0, low=0, help="initialisation, order and everything drawn in a step")
+    plan_seed: int = setting(0, low=0, help="augmentation; one per study")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The network that is distilled; trained by akd and kept for the next search when no weights are given."""
+
+    name: str = setting("wrn_16_2", help="a registered model or module:factory")
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The network that is handed over."""
+
+    name: str = setting("resnet8", help="a registered model or module:factory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How the space is searched."""
+
+    trials: int = setting(20, low=1, help="configurations to try; controls are not counted")
+    sampler: str = setting("tpe", choices=["tpe", "random"])
+    scheduler: str = setting("asha", choices=["asha", "none"])
+    grace: int | None = setting(None, low=1, when=("scheduler", "asha"), help="first rung; default max(1, epochs/9)")
+    eta: int = setting(3, low=2, when=("scheduler", "asha"), help="one of eta goes on at each rung")
+    seed: int = setting(0, low=0, help="seed of the sampler and of every trial")
+    concurrent: int | None = setting(None, low=1, help="trials at a time; default what the machine holds")
+    cpus_per_trial: float | None = setting(None, above=0, help="default 1, or a GPU's share of the CPUs")
+    gpus_per_trial: float | None = setting(None, low=0, help="default 1 where there are GPUs")
+    time_budget: float | None = setting(None, above=0, help="seconds after which no new trial starts")
+    champion_seeds: int | None = setting(None, low=1, help="runs of winner and controls; default 2 for digits, else 3")
+    log_checkpoints: str = setting(
+        "best",
+        choices=["all", "best", "champion", "none"],
+        help="what MLflow keeps: every epoch, each trial's student, the champion's only, nothing",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything a run depends on, resolved."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    space: Mapping[str, Any] = field(default_factory=dict)
+    origins: Origins = field(default_factory=Origins, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values: what the experiment file with every key spelled out would hold."""
+        plain = _plain(self)
+        del plain["origins"]
+        return plain
+
+    def to_yaml(self) -> str:
+        """:meth:`to_dict` as an experiment file."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    def with_values(self, values: Mapping[str, Any]) -> Experiment:
+        """The experiment with dotted keys set, checked as if they stood in the file.
+
+        Raises:
+            ExperimentError: a key is unknown for the resulting method, or a value is out of range.
+        """
+        tree = self.to_dict()
+        host = values.get("method.host.name")
+        if host is not None and host != self.method.host_name:
+            tree["method"]["host"] = {"name": host}
+        for key, value in values.items():
+            _put(tree, key, value, self.origins)
+        return resolve(tree, self.origins, strict=False)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """True if the method as configured asks the teacher for anything."""
+        return bool(hosts.get(self.method.host_name).needs)  # type: ignore[attr-defined]
+
+
+_SHORT = {"data": "name", "teacher": "name", "student": "name"}
+_SECTIONS: dict[str, Any] = {
+    "data": DataConfig,
+    "teacher": TeacherConfig,
+    "student": StudentConfig,
+    "method": MethodConfig,
+    "train": TrainConfig,
+    "search": SearchConfig,
+    "space": dict,
+}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _mapping(value: Any, key: str, origins: Origins) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ExperimentError("must hold keys and values", key=key, value=value, where=origins.of(key))
+    return dict(value)
+
+
+def _expand(tree: dict[str, Any], origins: Origins) -> dict[str, Any]:
+    """Shorthands spelled out: ``data: cifar100``, ``method: kd``, ``method: {host: kd}``."""
+    for key, name in _SHORT.items():
+        if isinstance(tree.get(key), str):
+            tree[key] = {name: tree[key]}
+    if isinstance(tree.get("method"), str):
+        tree["method"] = {"host": tree["method"]}
+    method = tree.get("method")
+    if isinstance(method, Mapping) and isinstance(method.get("host"), str):
+        tree["method"] = {**method, "host": {"name": method["host"]}}
+    return tree
+
+
+def _put(tree: dict[str, Any], key: str, value: Any, origins: Origins) -> None:
+    """Set a dotted key. A name given where a section stands chooses another member and keeps what fits it."""
+    parts = key.split(".")
+    node = tree
+    for depth, part in enumerate(parts[:-1]):
+        if part == "space":  # keys of the space are dotted themselves
+            if node.get("space") is None:  # missing, or a key with nothing under it
+                node["space"] = {}
+            space = _mapping(node["space"], "space", origins)
+            node["space"] = {**space, ".".join(parts[depth + 1 :]): value}
+            return
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            above = ".".join(parts[: depth + 1])
+            raise ExperimentError(f"{above} holds a value, not keys", key=key, value=value, where=origins.of(key))
+        node = child
+    last = parts[-1]
+    if isinstance(value, str) and isinstance(node.get(last), dict):
+        if key in _SHORT:
+            node[last]["name"] = value
+            return
+        if key in ("method", "method.host"):
+            node[last] = value
+            _expand(tree, origins)
+            return
+    node[last] = value
+
+
+def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: bool = True) -> Experiment:
+    """An experiment from a plain nested mapping.
+
+    Args:
+        tree: as read from a file, shorthands allowed.
+        origins: where each key was written, for messages.
+        strict: refuse settings that have no effect.
+
+    Raises:
+        ExperimentError: see :mod:`akd.settings`.
+    """
+    origins = origins or Origins()
+    tree = _expand(copy.deepcopy(dict(tree)), origins)
+    for key in tree:
+        if key not in _SECTIONS:
+            hint = near(key, _SECTIONS) or f", allowed are {', '.join(_SECTIONS)}"
+            raise ExperimentError(f"unknown key{hint}", key=str(key), where=origins.of(str(key)))
+    parts: dict[str, Any] = {}
+    for key in ("data", "student", "train", "search"):
+        values = _mapping(tree.get(key, {}), key, origins)
+        parts[key] = build(_SECTIONS[key], values, prefix=key, origins=origins, strict=strict)
+    teacher = _mapping(tree.get("teacher", {}), "teacher", origins)
+    teacher_train = build(
+        TrainConfig,
+        _mapping(teacher.pop("train", {}), "teacher.train", origins),
+        prefix="teacher.train",
+        origins=origins,
+        strict=strict,
+    )
+    parts["teacher"] = build(
+        TeacherConfig, teacher, prefix="teacher", origins=origins, strict=strict, ready={"train": teacher_train}
+    )
+    parts["method"] = _method(
+        _mapping(tree.get("method", {"host": {"name": "kd"}}), "method", origins), origins, strict
+    )
+    space = _mapping(tree.get("space", {}) or {}, "space", origins)
+    _check_names(parts, origins)
+    return Experiment(**parts, space=space, origins=origins)
+
+
+def _method(tree: dict[str, Any], origins: Origins, strict: bool) -> MethodConfig:
+    host = _mapping(tree.pop("host", {"name": "kd"}), "method.host", origins)
+    name = host.setdefault("name", "kd")
+    if not isinstance(name, str):
+        where = origins.of("method.host.name")
+        raise ExperimentError("must be a string", key="method.host.name", value=name, where=where)
+    hosts.get(name, key="method.host", where=origins.of("method.host.name"))
+    cls = hosts.info(name).get("config")
+    if cls is None:
+        raise ExperimentError(
+            "has no config class; register it with akd.methods.hosts.register(name, config=...)",
+            key="method.host",
+            value=name,
+            where=origins.of("method.host.name"),
+        )
+    config = build(cls, host, prefix="method.host", origins=origins, strict=strict)
+    return build(MethodConfig, tree, prefix="method", origins=origins, strict=strict, ready={"host": config})
+
+
+def _check_names(parts: Mapping[str, Any], origins: Origins) -> None:
+    for key, registry in (("data", data_readers), ("teacher", networks), ("student", networks)):
+        registry.get(parts[key].name, key=key, where=origins.of(f"{key}.name"))
+    for key in ("teacher.train", "train"):
+        train: TrainConfig = parts["train"] if key == "train" else parts["teacher"].train
+        if train.schedule == "step" and not train.decay_epochs:
+            raise ExperimentError(
+                "a step schedule needs decay_epochs, for example [150, 180, 210]",
+                key=f"{key}.decay_epochs",
+                where=origins.of(f"{key}.schedule"),
+            )
+        if train.nesterov and not train.momentum:
+            raise ExperimentError(
+                "has no effect without momentum", key=f"{key}.nesterov", value=True, where=origins.of(f"{key}.nesterov")
+            )
+
+
+def load(
+    file: Path | None,
+    overrides: Mapping[str, Any],
+    flags: Mapping[str, str] | None = None,
+    *,
+    strict: bool = True,
+) -> Experiment:
+    """An experiment from a file and overrides.
+
+    Args:
+        file: an experiment file; ``None`` starts from the defaults.
+        overrides: dotted key -> value, applied in order.
+        flags: dotted key -> the flag as typed, for messages; default ``--<key>``.
+        strict: see :func:`resolve`; a resolved experiment that akd wrote itself spells out every key.
+
+    Raises:
+        ExperimentError: see :func:`resolve`.
+    """
+    tree, origins = yamlfile.read(file) if file else ({}, Origins())
+    tree = _expand(tree, origins)
+    for key, value in overrides.items():
+        origins[key] = (flags or {}).get(key, f"--{key}")
+        if isinstance(tree.get("space"), Mapping) and key in tree["space"]:
+            raise ExperimentError(
+                f"is searched by {origins.of('space.' + key)}; to fix it there say --space.{key} {value}",
+                key=key,
+                value=value,
+                where=origins[key],
+            )
+        _put(tree, key, value, origins)
+        tree = _expand(tree, origins)  # so that --data cifar100 --data.subset 3000 goes on from the name
+    return resolve(tree, origins, strict=strict)
+
+
+__all__ = [
+    "DataConfig",
+    "Experiment",
+    "SearchConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainConfig",
+    "check_value",
+    "load",
+    "resolve",
+]

@@ -1,0 +1,321 @@
+"""The training loop: the only one, for trials, teachers, controls and champions. Pure torch.
+
+A carrier (in process, a Tune trial, a Ray Train worker) gives it data, a teacher and three callbacks; the loop knows
+nothing of where it runs. On the CPU equal seeds and equal threads give the same bits, also when a run is cut after any
+epoch and started again from that epoch's state.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from akd import checkpoint
+from akd.config import Experiment, TrainConfig
+from akd.data.dataset import TrainData
+from akd.data.loader import DeviceLoader
+from akd.errors import CheckpointError, DivergedError, ExperimentError
+from akd.methods import Method, Shapes, create_method
+from akd.metrics import Mean, evaluate
+from akd.models import Output, check_images, seeded_model
+from akd.teacher.source import TeacherSource
+from akd.world import ALONE, World
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One finished epoch, as handed to the carrier.
+
+    Attributes:
+        epoch: counted from 1.
+        metrics: ``train/loss``, ``train/accuracy``, ``loss/<term>``, ``val/accuracy``, ``val/loss``, ``lr``, ...
+        state: where the run stands; :meth:`TrainState.save` makes it a checkpoint.
+        final: no epoch follows.
+    """
+
+    epoch: int
+    metrics: dict[str, float]
+    state: TrainState
+    final: bool
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A finished run.
+
+    Attributes:
+        history: one dict of metrics per epoch run, with ``epoch``.
+        epochs_run: how many epochs this student has seen.
+        accuracy: top-1 on the validation split (0..1) of the scored weights after the last epoch; NaN without a split.
+        stopped: the carrier asked for an early end.
+        student: the network with the scored weights, in eval mode, on the device.
+    """
+
+    history: list[dict[str, float]]
+    epochs_run: int
+    accuracy: float
+    stopped: bool
+    student: nn.Module
+
+
+class TrainState:
+    """Everything that changes during training: student, averaged student, method, optimizer, epoch, history."""
+
+    def __init__(self, train: TrainConfig, student: nn.Module, method: Method, device: torch.device):
+        self.train_config, self.student, self.method = train, student, method
+        self.average = copy.deepcopy(student).requires_grad_(False) if train.ema else None
+        self.updates = 0
+        self.epoch = 0
+        self.history: list[dict[str, float]] = []
+        self.parameters = [*student.parameters(), *method.parameters()]
+        self.optimizer = torch.optim.SGD(
+            self.parameters,
+            lr=train.lr,
+            momentum=train.momentum,
+            nesterov=train.nesterov,
+            weight_decay=train.weight_decay,
+            foreach=device.type == "cuda",
+        )
+
+    @property
+    def scored(self) -> nn.Module:
+        """The network whose accuracy counts: the averaged one if averaging is on."""
+        return self.student if self.average is None else self.average
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """One step of the exponential moving average; young averages forget faster, so that they start well."""
+        if self.average is None:
+            return
+        self.updates += 1
+        decay = min(self.train_config.ema, (1 + self.updates) / (10 + self.updates))
+        for mine, theirs in zip(self.average.state_dict().values(), self.student.state_dict().values(), strict=True):
+            if mine.is_floating_point():
+                mine.lerp_(theirs, 1 - decay)
+            else:
+                mine.copy_(theirs)
+
+    def save(self, folder: Path, keep: int = 2) -> Path:
+        """Write a checkpoint of this state under ``folder``; see :func:`akd.checkpoint.save`."""
+        tensors = {f"student.{k}": v for k, v in self.student.state_dict().items()}
+        tensors |= {f"method.{k}": v for k, v in self.method.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for i, p in enumerate(self.parameters):
+            momentum = self.optimizer.state[p].get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{i}"] = momentum
+        state = {"epoch": self.epoch, "updates": self.updates, "history": self.history}
+        return checkpoint.save(folder, self.epoch, tensors, state, keep)
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            CheckpointError: damaged, or of another network or method.
+        """
+        tensors, state = checkpoint.load(path)
+
+        def part(name: str) -> dict[str, Tensor]:
+            return {k[len(name) + 1 :]: v for k, v in tensors.items() if k.startswith(name + ".")}
+
+        try:
+            self.student.load_state_dict(part("student"))
+            self.method.load_state_dict(part("method"))
+            if self.average is not None:
+                self.average.load_state_dict(part("average"))
+        except RuntimeError as error:
+            raise CheckpointError(f"{path} belongs to another experiment: {str(error).splitlines()[0]}") from None
+        for i, value in part("momentum").items():
+            p = self.parameters[int(i)]
+            self.optimizer.state[p]["momentum_buffer"] = value.to(p)
+        self.epoch, self.updates, self.history = state["epoch"], state["updates"], state["history"]
+
+
+def learning_rate(train: TrainConfig, epoch: int, progress: float) -> float:
+    """The learning rate of a step.
+
+    Args:
+        epoch: counted from 1; a step schedule keeps the old rate in the decay epoch itself.
+        progress: steps done over all steps of the run, 0..1.
+    """
+    if train.schedule == "cosine":
+        return train.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    if train.schedule == "step":
+        return train.lr * train.decay_factor ** sum(epoch > e for e in train.decay_epochs)
+    return train.lr
+
+
+def shapes_of(student: nn.Module, image: Tensor, source: TeacherSource | None, num_classes: int) -> Shapes:
+    """Widths of both networks, read from one forward pass of one image in eval mode."""
+
+    def probe(model: nn.Module) -> Output:
+        training = model.training
+        with torch.no_grad():
+            out = model.eval()(image)
+        model.train(training)
+        return out
+
+    mine = probe(student)
+    theirs = source.probe(image) if source is not None else None
+    return Shapes(
+        num_classes=num_classes,
+        student_embedding=mine.embedding.shape[1],
+        student=tuple(m.shape[1] for m in mine.maps),
+        teacher_embedding=theirs.embedding.shape[1] if theirs else 0,
+        teacher=tuple(m.shape[1] for m in theirs.maps) if theirs else (),
+    )
+
+
+def build_student(experiment: Experiment, data: TrainData) -> nn.Module:
+    """The student with its initial weights, which depend on ``train.seed`` alone."""
+    images = data.dataset.images
+    check_images(experiment.student.name, images.shape[2], images.shape[3])
+    kw = {"in_channels": data.dataset.channels}
+    return seeded_model(experiment.student.name, len(data.dataset.classes), experiment.train.seed, **kw)
+
+
+def check_data(experiment: Experiment, data: TrainData) -> None:
+    """Refuse what cannot be trained.
+
+    Raises:
+        ExperimentError: fewer training images than one batch.
+    """
+    if len(data.train) < experiment.train.batch_size:
+        raise ExperimentError(
+            f"must be at most {len(data.train)}, the number of training images",
+            key="train.batch_size",
+            value=experiment.train.batch_size,
+            where=experiment.origins.of("train.batch_size"),
+        )
+
+
+def fit(
+    experiment: Experiment,
+    data: TrainData,
+    teacher_source: TeacherSource | None,
+    *,
+    start: Path | None = None,
+    report: Callable[[EpochRecord], None] = lambda record: None,
+    stop: Callable[[], bool] = lambda: False,
+    device: torch.device | str = "cpu",
+    world: World = ALONE,
+) -> FitResult:
+    """Train the experiment's student.
+
+    Args:
+        experiment: resolved; only ``student``, ``method`` and ``train`` are read.
+        data: files, training and validation rows; an empty validation part reports no ``val/`` metrics.
+        teacher_source: what the method learns from; ``None`` if it needs no teacher.
+        start: checkpoint to continue from. The epoch it ends with is reported again first, so that a carrier that
+            was killed between writing and reporting learns of it.
+        report: called after every epoch.
+        stop: asked after every report; true ends the run.
+        device: where to train.
+        world: the workers that share this run.
+
+    Raises:
+        DivergedError: a loss that is not finite; nothing of that epoch is reported.
+        ExperimentError: fewer images than a batch.
+        CheckpointError: ``start`` is damaged or of another experiment.
+    """
+    train, device = experiment.train, torch.device(device)
+    check_data(experiment, data)
+    if train.threads:
+        torch.set_num_threads(train.threads)
+    amp = train.precision == "bfloat16" or (train.precision == "auto" and device.type == "cuda")
+    dtype = _DTYPES.get(train.precision, torch.float32)
+    loader = DeviceLoader(
+        data,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        plan_seed=train.plan_seed,
+        device=device,
+        dtype=dtype,
+        world=world,
+    )
+    student = build_student(experiment, data).to(device, dtype)
+    image = next(loader.plain(data.train[:1]))[0]
+    shapes = shapes_of(student, image, teacher_source, len(data.dataset.classes))
+    method = create_method(experiment.method, shapes, label_smoothing=train.label_smoothing, seed=train.seed)
+    state = TrainState(train, student, method.to(device, dtype), device)
+    if start is not None:
+        state.load(start)
+        if state.history:
+            report(_record(state, train))
+    stopped = False
+    while state.epoch < train.epochs and not (stopped := bool(state.epoch) and stop()):
+        metrics = _train_epoch(state, loader, teacher_source, state.epoch + 1, amp, world)
+        if len(data.val):
+            scores = evaluate(state.scored, loader.plain(data.val))
+            metrics |= {f"val/{k}": v for k, v in scores.items()}
+            _check_finite(metrics, state.epoch + 1)  # the last step of an epoch shows only here
+        state.epoch += 1
+        state.history.append({"epoch": float(state.epoch), **metrics})
+        report(_record(state, train))
+    accuracy = state.history[-1].get("val/accuracy", math.nan) if state.history else math.nan
+    return FitResult(state.history, state.epoch, accuracy, stopped, state.scored.eval())
+
+
+def _record(state: TrainState, train: TrainConfig) -> EpochRecord:
+    metrics = {k: v for k, v in state.history[-1].items() if k != "epoch"}
+    return EpochRecord(state.epoch, metrics, state, state.epoch >= train.epochs)
+
+
+def _train_epoch(
+    state: TrainState, loader: DeviceLoader, source: TeacherSource | None, epoch: int, amp: bool, world: World
+) -> dict[str, float]:
+    train, means, began = state.train_config, Mean(), time.perf_counter()
+    weights = state.method.weights()
+    state.student.train()
+    state.method.train()
+    lr = train.lr
+    for images, batch in loader.epoch(epoch):
+        lr = learning_rate(train, epoch, ((epoch - 1) * loader.steps + batch.step) / (train.epochs * loader.steps))
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+            teacher = source(images, batch) if source is not None else None
+            output = state.student(images)
+            terms = state.method(output, teacher, batch)
+        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        # Terms are means over this share; scaled so that the mean of the workers' gradients is the global batch's.
+        share = world.size * len(batch.index) / train.batch_size
+        state.optimizer.zero_grad(set_to_none=True)
+        (loss * share if share != 1 else loss).backward()
+        if train.grad_clip:
+            nn.utils.clip_grad_norm_(state.parameters, train.grad_clip)
+        state.optimizer.step()
+        state.update_average()
+        means.add("train/loss", loss)
+        means.add("train/accuracy", (output.logits.argmax(1) == batch.target).double().mean())
+        for name, term in terms.items():
+            means.add(f"loss/{name}", term)
+    metrics = means.read()
+    _check_finite(metrics, epoch)
+    seconds = time.perf_counter() - began
+    images_seen = loader.steps * train.batch_size
+    return metrics | {"lr": lr, "time/epoch_s": seconds, "time/images_per_s": images_seen / seconds}
+
+
+def _check_finite(metrics: Mapping[str, float], epoch: int) -> None:
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        raise DivergedError(f"diverged in epoch {epoch}: {', '.join(sorted(bad))} not finite")
+
+
+def metrics_equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """True if two epochs' metrics agree bit for bit in everything but wall-clock time."""
+    return {k: v for k, v in a.items() if not k.startswith("time/")} == {
+        k: v for k, v in b.items() if not k.startswith("time/")
+    }

@@ -1,0 +1,179 @@
+"""A training run that lives in a folder: the truth about a trial, a control, a final run or a teacher.
+
+    experiment.yaml         the resolved experiment
+    run.json                what the run is, and how it ended (written by whoever owns the run, the driver)
+    history.jsonl           one line an epoch, written by the trainer after the checkpoint of that epoch
+    checkpoints/            the last two epochs
+    student/                student.safetensors and config.json: the scored weights of the last epoch
+
+Everything else (Optuna's study, MLflow, the terminal) can be made again from these files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from akd import checkpoint
+from akd.config import Experiment
+from akd.data.dataset import TrainData
+from akd.fit import EpochRecord, FitResult, TrainState, fit
+from akd.teacher.source import TeacherSource
+
+#: How a run can stand. PRUNED: ended early by the scheduler. FAILED: diverged or crashed, with a reason.
+RUNNING, COMPLETE, PRUNED, FAILED = "RUNNING", "COMPLETE", "PRUNED", "FAILED"
+
+
+@dataclass
+class Run:
+    """What ``run.json`` holds.
+
+    Attributes:
+        kind: ``trial``, ``control``, ``final`` or ``teacher``.
+        name: unique within the study: ``trial 3``, ``control none``, ``champion seed 0``.
+        number: Optuna's number of a trial, else ``None``.
+        parameters: the searched values, dotted key -> value.
+        state: RUNNING, COMPLETE, PRUNED or FAILED.
+        reason: why it failed.
+        rung: the last rung a stopped trial reached.
+        results: figures known at the end (``test/accuracy``, ...).
+        started, ended: seconds since 1970.
+        tags: free facts for the tracker.
+    """
+
+    kind: str
+    name: str
+    number: int | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    state: str = RUNNING
+    reason: str | None = None
+    rung: int | None = None
+    results: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+    ended: float | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Keep the run in its folder."""
+        checkpoint.write_json(folder / "run.json", asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Run | None:
+        """The run kept in a folder; ``None`` if it was never written."""
+        try:
+            return cls(**json.loads((folder / "run.json").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+
+    def end(self, folder: Path, state: str, reason: str | None = None, **results: float) -> None:
+        """Say how the run ended, and keep it."""
+        self.state, self.reason, self.ended = state, reason, time.time()
+        self.results |= results
+        self.write(folder)
+
+
+def create(folder: Path, experiment: Experiment, run: Run) -> None:
+    """A fresh run: its folder, experiment and ``run.json`` (last, so that a folder with it is whole)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_text(folder / "experiment.yaml", experiment.to_yaml())
+    run.write(folder)
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    """Finished epochs, in order: metrics with ``epoch`` and ``at`` (seconds since 1970); no half lines."""
+    epochs: dict[int, dict[str, float]] = {}
+    try:
+        lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        epochs.setdefault(int(entry["epoch"]), entry)
+    return [epochs[e] for e in sorted(epochs)]
+
+
+def export(folder: Path, student: nn.Module, experiment: Experiment, data: TrainData, facts: dict[str, Any]) -> None:
+    """Write a network as it is handed over: ``student.safetensors`` and ``config.json`` beside it.
+
+    Args:
+        folder: made if missing.
+        student: the scored network.
+        experiment: whose ``student`` this is.
+        data: gives classes and normalisation.
+        facts: what else belongs beside the weights (accuracy, epoch, ...).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save_tensors(folder / "student.safetensors", student.state_dict())
+    images = data.dataset.images
+    config = {
+        "model": experiment.student.name,
+        "num_classes": len(data.dataset.classes),
+        "in_channels": data.dataset.channels,
+        "image_size": [images.shape[2], images.shape[3]],
+        "classes": list(data.dataset.classes),
+        "normalise": {"mean": list(data.dataset.mean), "std": list(data.dataset.std), "range": "0..1"},
+        "method": experiment.to_dict()["method"],
+        **facts,
+    }
+    checkpoint.write_json(folder / "config.json", config)
+
+
+def train(
+    folder: Path,
+    experiment: Experiment,
+    data: TrainData,
+    source: TeacherSource | None,
+    *,
+    device: torch.device | str = "cpu",
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    stop: Callable[[], bool] = lambda: False,
+    every_student: bool = False,
+) -> FitResult:
+    """Run :func:`akd.fit.fit` in a folder: go on where its last checkpoint ends, keep every epoch.
+
+    The order at the end of an epoch is checkpoint, student, history line, ``on_epoch``: what has been told is never
+    ahead of what is kept.
+
+    Args:
+        folder: made by :func:`create`.
+        on_epoch: the carrier's own report.
+        stop: see :func:`akd.fit.fit`.
+        every_student: keep the scored weights of each epoch, as ``student/epoch_000003``.
+    """
+    checkpoints = folder / "checkpoints"
+
+    def report(record: EpochRecord) -> None:
+        known = {int(entry["epoch"]) for entry in history(folder)}
+        if record.epoch not in known:
+            state: TrainState = record.state
+            path = checkpoints / f"epoch_{record.epoch:06d}"
+            if not path.exists():
+                state.save(checkpoints)
+            facts = {"epoch": record.epoch, "validation_accuracy": record.metrics.get("val/accuracy")}
+            export(folder / "student", state.scored, experiment, data, facts)
+            if every_student:
+                export(folder / "students" / path.name, state.scored, experiment, data, facts)
+            entry = {"epoch": record.epoch, "at": time.time(), **record.metrics}
+            with open(folder / "history.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        on_epoch(record)
+
+    start = checkpoint.latest(checkpoints)
+    return fit(experiment, data, source, start=start, report=report, stop=stop, device=device)
+
+
+def accuracy(folder: Path) -> float:
+    """Validation accuracy of the last epoch kept in a folder; NaN if there is none."""
+    entries = history(folder)
+    return entries[-1].get("val/accuracy", math.nan) if entries else math.nan

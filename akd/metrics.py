@@ -1,0 +1,50 @@
+"""Measures of a network. Counts stay on the device and are read once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Mean:
+    """Weighted running means of named scalars, on the device until read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, float] = {}
+
+    def add(self, name: str, value: Tensor, count: float = 1.0) -> None:
+        """Add a scalar that stands for ``count`` samples."""
+        value = value.detach().double() * count
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._counts[name] = self._counts.get(name, 0.0) + count
+
+    def read(self) -> dict[str, float]:
+        """The means; one transfer from the device for all of them."""
+        if not self._sums:
+            return {}
+        names = list(self._sums)
+        values = torch.stack([self._sums[n] for n in names]).tolist()
+        return {n: v / self._counts[n] for n, v in zip(names, values, strict=True)}
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Top-1 ``accuracy`` (0..1) and mean cross-entropy ``loss`` of a network in eval mode.
+
+    Args:
+        model: gives an :class:`akd.models.Output`; its training flag is left as it was.
+        batches: (images [B, C, H, W], labels [B]).
+    """
+    training = model.training
+    model.eval()
+    means = Mean()
+    for images, labels in batches:
+        logits = model(images).logits
+        means.add("accuracy", (logits.argmax(1) == labels).double().mean(), len(labels))
+        means.add("loss", F.cross_entropy(logits.double(), labels), len(labels))
+    model.train(training)
+    return means.read()
