@@ -1,0 +1,99 @@
+"""``--dry-run``: what a search would do and about how long it would take. Starts nothing, writes nothing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+from rich.syntax import Syntax
+
+from akd.config import Experiment
+from akd.data import TrainData
+from akd.fit import fit
+from akd.prepare import Prepared
+from akd.scheduler import rungs
+from akd.teacher import LiveTeacher
+from akd.teacher.keep import as_experiment
+from akd.terminal import show_value
+
+_STEPS = 6
+
+
+def step_seconds(experiment: Experiment, data: TrainData) -> float:
+    """Seconds of one training step here, live teacher included, from a few steps with untrained networks."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batch = experiment.train.batch_size
+    few = replace(data, train=data.train[: batch * min(_STEPS, len(data.train) // batch)], val=data.val[:0])
+    source = None
+    if experiment.needs_teacher:
+        short = replace(as_experiment(experiment), train=replace(experiment.train, epochs=1))
+        first = replace(few, train=few.train[:batch])
+        source = LiveTeacher(fit(short, first, None, device=device).student)
+    seconds: list[float] = []
+    # The first epoch warms up; the second counts.
+    timed = replace(experiment, train=replace(experiment.train, epochs=2))
+    fit(timed, few, source, device=device, report=lambda r: seconds.append(r.metrics["time/epoch_s"]))
+    return seconds[-1] / (len(few.train) // batch)
+
+
+def expected_epochs(epochs: int, grace: int | None, eta: int, scheduler: str) -> float:
+    """Epochs of a trial on average if one of ``eta`` passes each rung; all of them without a scheduler."""
+    if scheduler == "none":
+        return float(epochs)
+    total, before, alive = 0.0, 0, 1.0
+    for rung in rungs(epochs, grace, eta):
+        total += alive * (rung - before)
+        before, alive = rung, alive / eta
+    return total + alive * (epochs - before)
+
+
+def show(ready: Prepared, console: Console) -> None:
+    """Print the resolved experiment, the first three configurations and the time it would take."""
+    import optuna
+
+    from akd.searcher import make_sampler
+
+    experiment, search = ready.experiment, ready.experiment.search
+    console.print(Syntax(experiment.to_yaml().rstrip(), "yaml", background_color="default"))
+    console.print("\nthe first three configurations:")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    for number in range(min(3, search.trials)):
+        study.sampler = make_sampler(experiment, number)
+        values = ready.space(study.ask())
+        console.print(
+            f"  trial {number}: " + ", ".join(f"{k} {show_value(v)}" for k, v in values.items()), soft_wrap=True
+        )
+    data = ready.data
+    steps = len(data.train) // experiment.train.batch_size
+    own = as_experiment(experiment)
+    trial, alone = step_seconds(experiment, data), step_seconds(ready.controls["none"], data)
+    teacher = step_seconds(own, data) * (len(data.train) // own.train.batch_size) * own.train.epochs
+    epochs = experiment.train.epochs
+    mean = expected_epochs(epochs, search.grace, search.eta, search.scheduler)
+    cores = int(len(os.sched_getaffinity(0)) // (search.cpus_per_trial or 1))
+    concurrent = max(1, min(search.concurrent or cores, cores))
+    searching = steps * (trial * mean * search.trials + (trial + alone) * epochs) / concurrent
+    final_steps = (len(data.train) + len(data.val)) // experiment.train.batch_size
+    final = (search.champion_seeds or 1) * epochs * final_steps * (2 * trial + alone)
+    parts = {
+        "teacher, unless one is kept": teacher if ready.wants_teacher else 0.0,
+        "search": searching,
+        "final runs": final,
+    }
+    console.print(
+        f"\n{search.trials} trials of at most {epochs} epochs ({mean:.1f} on average with {search.scheduler}), "
+        f"{concurrent} at a time, and 2 controls; a step takes {1000 * trial:.1f} ms here",
+        soft_wrap=True,
+    )
+    console.print("estimated time: " + ", ".join(f"{k} {duration(v)}" for k, v in parts.items()), soft_wrap=True)
+    console.print("nothing was started, nothing was written")
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.4 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

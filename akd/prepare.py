@@ -1,0 +1,113 @@
+"""Everything that can be said against a study before it starts."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from akd import config as configuration
+from akd.config import Experiment
+from akd.data import TrainData
+from akd.data import load as load_data
+from akd.data import split as split_data
+from akd.data.dataset import data_dir
+from akd.errors import ExperimentError, near
+from akd.fit import check_data
+from akd.folder import Run
+from akd.models import check_images, create_model
+from akd.space import Space, parse
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment that has passed every check that needs no training."""
+
+    experiment: Experiment
+    data: TrainData
+    space: Space
+    controls: dict[str, Experiment]
+
+    @property
+    def wants_teacher(self) -> bool:
+        """True if any run of the study asks for a teacher."""
+        names = [e.needs_teacher for e in (self.experiment, *self.controls.values())]
+        return any(names)
+
+
+def prepare(experiment: Experiment) -> Prepared:
+    """Check an experiment as far as that goes without training, and fill in what was left open.
+
+    Raises:
+        ExperimentError: anything a user can mend.
+    """
+    search = experiment.search
+    experiment = replace(
+        experiment,
+        data=replace(experiment.data, dir=str(data_dir(experiment.data))),
+        search=replace(search, champion_seeds=search.champion_seeds or (2 if experiment.data.name == "digits" else 3)),
+        train=replace(experiment.train, threads=experiment.train.threads or max(1, int(search.cpus_per_trial or 1))),
+        teacher=replace(
+            experiment.teacher,
+            train=replace(
+                experiment.teacher.train, threads=experiment.teacher.train.threads or len(os.sched_getaffinity(0))
+            ),
+        ),
+    )
+    data = split_data(experiment.data, load_data(experiment.data))
+    space = parse(experiment)
+    shape = data.dataset.images.shape
+    for key in ("student", "teacher"):
+        name = getattr(experiment, key).name
+        try:
+            check_images(name, shape[2], shape[3])
+            create_model(name, len(data.dataset.classes), in_channels=shape[1])
+        except (ExperimentError, TypeError, ValueError) as error:
+            raise ExperimentError(str(error), key=key, value=name, where=experiment.origins.of(f"{key}.name")) from None
+    check_data(experiment, data)
+    check_data(replace(experiment, train=experiment.teacher.train), data)
+    for p in space.searched:
+        if p.key == "train.batch_size":
+            check_data(experiment.with_values({p.key: max(p.extremes())}), data)
+    controls = {}
+    for name in ("none", "kd"):
+        tree = experiment.to_dict() | {"method": name}
+        controls[name] = configuration.resolve(tree, strict=False)
+    return Prepared(experiment, data, space, controls)
+
+
+def default_name(experiment: Experiment) -> str:
+    """``digits-kd-20260131-093000``: data, method, time."""
+    data = re.sub(r"\W+", "-", experiment.data.name)
+    return f"{data}-{experiment.method.host_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def study_folder(output: Path, name: str, *, resume: bool) -> Path:
+    """The folder of a study, checked: new for a new one, there for one that goes on.
+
+    Raises:
+        ExperimentError: malformed or taken name, nothing to resume, folder not writable.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in ("artifacts", "teachers"):
+        raise ExperimentError("must be letters, digits, '.', '_' and '-', and no reserved word", key="name", value=name)
+    folder = output / name
+    if resume:
+        if Run.read(folder) is None:
+            names = [p.parent.name for p in output.glob("*/run.json")]
+            hint = near(name, names) or (f", there are {', '.join(sorted(names))}" if names else "")
+            raise ExperimentError(f"there is no study of this name in {output}{hint}", key="resume", value=name)
+        return folder
+    if folder.exists():
+        raise ExperimentError(
+            f"exists already in {output}; go on with 'akd search --resume {name}' or choose another --name",
+            key="name",
+            value=name,
+        )
+    parent = next(p for p in (output, *output.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ExperimentError(
+            f"cannot be written: {parent} is no folder akd may write to", key="output", value=str(output)
+        )
+    return folder

@@ -1,0 +1,110 @@
+"""What a study found: the winner, the controls, the gain and how sure it is."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from akd import checkpoint
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Champion minus control, paired by seed, in percentage points.
+
+    Attributes:
+        mean: mean difference.
+        low, high: 95 % interval (Student's t over the pairs); ``None`` with one seed.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Test accuracy (0..1) of one final configuration over its seeds."""
+
+    accuracy: dict[str, float]
+    mean: float
+    std: float | None
+
+
+def scores(accuracy: dict[int, float]) -> Scores:
+    """Mean and sample standard deviation over seeds (``None`` for one seed)."""
+    values = list(accuracy.values())
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Scores({str(seed): a for seed, a in accuracy.items()}, statistics.fmean(values), std)
+
+
+def paired_gain(champion: dict[int, float], control: dict[int, float]) -> Gain:
+    """Champion's gain over a control from runs with the same seeds."""
+    from scipy.stats import t
+
+    differences = [100 * (champion[seed] - control[seed]) for seed in champion]
+    mean = statistics.fmean(differences)
+    n = len(differences)
+    if n < 2:
+        return Gain(mean, None, None)
+    half = float(t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    return Gain(mean, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """``result.json``.
+
+    Attributes:
+        study: its name.
+        folder: where its files lie.
+        data, teacher, student: names.
+        teacher_accuracy: validation accuracy (0..1); ``None`` without a teacher.
+        controls: name -> validation accuracy in the search and test scores of the final runs.
+        best_trial: number, id (Optuna's and the tracker's), parameters, validation accuracy, epochs run.
+        champion: test scores and where the student lies.
+        gain: control name -> gain of the champion in percentage points.
+        effective_soft_target_weight: of the winner, sum(weight * mass * temperature^2).
+        trials: how many ended in which state.
+        mlflow: address, experiment, run ids.
+        wall_clock_s, device_hours: time passed; time of devices in training.
+        teacher_passes: images the teacher was run on, and how many a cache saved.
+        start_cost_s: median and largest pause between two trials of one worker process.
+    """
+
+    study: str
+    folder: str
+    data: str
+    teacher: str
+    student: str
+    teacher_accuracy: float | None
+    controls: dict[str, dict[str, Any]]
+    best_trial: dict[str, Any]
+    champion: dict[str, Any]
+    gain: dict[str, Gain]
+    effective_soft_target_weight: float
+    trials: dict[str, int]
+    mlflow: dict[str, Any]
+    wall_clock_s: float
+    device_hours: float
+    teacher_passes: dict[str, int]
+    start_cost_s: dict[str, float] = field(default_factory=dict)
+
+    def note(self) -> str:
+        """The outcome in three lines of Markdown, for the tracker."""
+        test, best = self.champion["test"], self.best_trial
+        gains = ", ".join(f"{gain.mean:+.2f} points over `{name}`" for name, gain in self.gain.items())
+        values = ", ".join(
+            f"`{k}` {v:.4g}" if isinstance(v, float) else f"`{k}` {v}" for k, v in best["parameters"].items()
+        )
+        return (
+            f"Winner: trial {best['number']} ({values}), validation {100 * best['validation_accuracy']:.2f} %.\n\n"
+            f"Test accuracy {100 * test['mean']:.2f} % over {len(test['accuracy'])} seeds: {gains}."
+        )
+
+    def write(self, folder: Path) -> None:
+        """Keep it as ``result.json``."""
+        checkpoint.write_json(folder / "result.json", asdict(self))

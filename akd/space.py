@@ -1,0 +1,230 @@
+"""The search space: parsed and checked before anything starts, then a picklable callable for Optuna.
+
+    train.lr:           {type: float, low: 0.01, high: 0.2, log: true}
+    train.batch_size:   {type: int, low: 32, high: 128, step: 32}
+    train.nesterov:     {choices: [true, false]}
+    method.host.weight: {type: float, low: 0.5, high: 12, when: {method.host.name: [kd]}}
+    train.momentum:     0.9                      # or {value: 0.9}: fixed
+
+Calling a :class:`Space` with an Optuna trial gives the sampled values; ``when`` makes a parameter conditional on
+others, so the space is define-by-run and its order is resolved here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from akd.errors import ExperimentError, near
+
+if TYPE_CHECKING:
+    import optuna
+
+    from akd.config import Experiment
+
+_FIELDS = {"type", "low", "high", "log", "step", "choices", "value", "when"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One searched key.
+
+    Attributes:
+        key: dotted key of the experiment.
+        kind: ``int``, ``float``, ``choice`` or ``fixed``.
+        low, high, step, log: of a number.
+        choices: of a choice; the single value if fixed.
+        when: other key -> values under which this one exists.
+    """
+
+    key: str
+    kind: str
+    low: float = 0
+    high: float = 0
+    step: float | None = None
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+    when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+
+    def exists(self, values: Mapping[str, Any]) -> bool:
+        """True if its conditions hold among the values known so far."""
+        return all(key in values and values[key] in allowed for key, allowed in self.when)
+
+    def suggest(self, trial: optuna.Trial) -> Any:
+        """A value from an Optuna trial."""
+        if self.kind == "int":
+            return trial.suggest_int(self.key, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
+        if self.kind == "float":
+            return trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)
+        if self.kind == "choice":
+            # Optuna keeps plain scalars only; lists travel by position.
+            if all(isinstance(c, (str, int, float, bool, type(None))) for c in self.choices):
+                return trial.suggest_categorical(self.key, self.choices)
+            return self.choices[trial.suggest_categorical(self.key, tuple(range(len(self.choices))))]
+        return self.choices[0]
+
+    def extremes(self) -> tuple[Any, ...]:
+        """Values that show whether the whole range is allowed."""
+        if self.kind in ("choice", "fixed"):
+            return self.choices
+        return (int(self.low), int(self.high)) if self.kind == "int" else (self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Searched parameters, every condition after what it depends on."""
+
+    parameters: tuple[Parameter, ...]
+
+    def __call__(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Sampled and fixed values of the parameters that exist in this trial, dotted key -> value."""
+        values: dict[str, Any] = {}
+        for p in self.parameters:
+            if p.exists(values):
+                values[p.key] = p.suggest(trial)
+        return values
+
+    @property
+    def searched(self) -> list[Parameter]:
+        """The parameters that vary."""
+        return [p for p in self.parameters if p.kind != "fixed"]
+
+
+def parse(experiment: Experiment) -> Space:
+    """The space of an experiment, checked against its keys and their ranges.
+
+    Raises:
+        ExperimentError: malformed entry, low > high, log from 0 or below, a condition on an unknown parameter or in a
+            circle, a key the experiment does not have, a value its setting does not allow, nothing to search.
+    """
+    parameters = {key: _parameter(str(key), spec, experiment) for key, spec in experiment.space.items()}
+    order: list[Parameter] = []
+    placed: set[str] = set()
+    for parameter in parameters.values():
+        for key, _ in parameter.when:
+            if key not in parameters:
+                raise _error(
+                    f"depends on {key}, which the space does not search{near(key, parameters)}",
+                    parameter.key,
+                    experiment,
+                )
+    while len(order) < len(parameters):
+        ready = [p for p in parameters.values() if p.key not in placed and all(key in placed for key, _ in p.when)]
+        if not ready:
+            circle = next(p.key for p in parameters.values() if p.key not in placed)
+            raise _error("its conditions go in a circle", circle, experiment)
+        order += ready
+        placed |= {p.key for p in ready}
+    space = Space(tuple(order))
+    _check_values(space, experiment)
+    return space
+
+
+def _error(
+    problem: str, key: str, experiment: Experiment, field: str = "", value: Any = ExperimentError._NOTHING
+) -> ExperimentError:
+    full = f"space.{key}" + (f".{field}" if field else "")
+    return ExperimentError(problem, key=full, value=value, where=experiment.origins.of(full))
+
+
+def _parameter(key: str, spec: Any, experiment: Experiment) -> Parameter:
+    if not isinstance(spec, Mapping):
+        return Parameter(key, "fixed", choices=(spec,))
+    for field in spec:
+        if field not in _FIELDS:
+            raise _error(
+                f"unknown key{near(field, _FIELDS) or ', allowed are ' + ', '.join(sorted(_FIELDS))}",
+                key,
+                experiment,
+                str(field),
+            )
+    when = _when(key, spec.get("when"), experiment)
+    if "value" in spec:
+        _only(key, spec, {"value", "when"}, experiment)
+        return Parameter(key, "fixed", choices=(spec["value"],), when=when)
+    if "choices" in spec:
+        _only(key, spec, {"choices", "type", "when"}, experiment)
+        choices = spec["choices"]
+        if not isinstance(choices, list) or not choices:
+            raise _error("must be a list with at least one value", key, experiment, "choices", choices)
+        if any(choices.count(c) > 1 for c in choices):
+            raise _error("names a value twice", key, experiment, "choices", choices)
+        return Parameter(key, "choice", choices=tuple(choices), when=when)
+    kind = spec.get("type")
+    if kind not in ("int", "float"):
+        raise _error("must be int or float (or give choices or value instead)", key, experiment, "type", kind)
+    return _number(key, kind, spec, when, experiment)
+
+
+def _number(key: str, kind: str, spec: Mapping[str, Any], when: Any, experiment: Experiment) -> Parameter:
+    wanted = (int,) if kind == "int" else (int, float)
+    for name in ("low", "high", "step"):
+        value = spec.get(name)
+        if value is None and name == "step":
+            continue
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise _error(f"must be a {'whole ' if kind == 'int' else ''}number", key, experiment, name, value)
+    low, high, step, log = spec["low"], spec["high"], spec.get("step"), spec.get("log", False)
+    if not isinstance(log, bool):
+        raise _error("must be true or false", key, experiment, "log", log)
+    if low > high:
+        raise _error(f"must be at most high, which is {high}", key, experiment, "low", low)
+    if log and low <= 0:
+        raise _error("must be above 0 for a logarithmic range", key, experiment, "low", low)
+    if step is not None and step <= 0:
+        raise _error("must be above 0", key, experiment, "step", step)
+    if step is not None and log:
+        raise _error("cannot go with log: true", key, experiment, "step", step)
+    return Parameter(key, kind, low, high, step, log, when=when)
+
+
+def _only(key: str, spec: Mapping[str, Any], fields: set[str], experiment: Experiment) -> None:
+    for field in spec:
+        if field not in fields:
+            raise _error(
+                f"has no effect beside {'value' if 'value' in spec else 'choices'}", key, experiment, str(field)
+            )
+
+
+def _when(key: str, when: Any, experiment: Experiment) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    if when is None:
+        return ()
+    if not isinstance(when, Mapping) or not when:
+        raise _error("must hold keys and lists of values", key, experiment, "when", when)
+    return tuple((str(k), tuple(v) if isinstance(v, list) else (v,)) for k, v in when.items())
+
+
+def _check_values(space: Space, experiment: Experiment) -> None:
+    """Put the ends of every range into the experiment, conditions met, and see what it says."""
+    if not space.searched:
+        raise ExperimentError("nothing to search: give at least one range or list of choices", key="space")
+    for p in space.parameters:
+        if p.key.split(".")[0] in ("search", "space", "data"):
+            raise _error("cannot be searched: it is the same for every trial of a study", p.key, experiment)
+        if p.key.startswith("teacher") or p.key in ("train.seed", "train.plan_seed", "train.threads"):
+            raise _error("cannot be searched: every trial of a study shares it", p.key, experiment)
+        for value in p.extremes():
+            context: dict[str, Any] = {}
+            _meet(p, space, context)
+            values = {**context, p.key: value}
+            for other in space.parameters:  # what this value brings with it: a step schedule its decay epochs
+                if other.key not in values and other.exists(values):
+                    context[other.key] = values[other.key] = other.extremes()[0]
+            try:
+                experiment.with_values(values)
+            except ExperimentError as error:
+                if error.key == p.key:
+                    raise _error(f"{value!r} {error.problem}", p.key, experiment) from None
+                if error.key and error.key.startswith(p.key + "."):
+                    raise _error(error.problem, p.key, experiment) from None
+                if error.key in context:
+                    continue  # reported when its own turn comes
+                raise _error(str(error), p.key, experiment) from None
+
+
+def _meet(parameter: Parameter, space: Space, context: dict[str, Any]) -> None:
+    by_key = {p.key: p for p in space.parameters}
+    for key, allowed in parameter.when:
+        context.setdefault(key, allowed[0])
+        _meet(by_key[key], space, context)

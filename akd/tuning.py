@@ -1,0 +1,119 @@
+"""The Ray Tune run of a study: searcher, scheduler and trials, and a Ctrl-C that leaves everything in order."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig
+
+from akd import folder as run_folder
+from akd.cluster import Resources
+from akd.config import Experiment
+from akd.folder import Run
+from akd.scheduler import METRIC, TIME, StudyASHA, make_scheduler
+from akd.searcher import StudySearcher
+from akd.trial import run_trial
+
+
+class _Events(Callback):
+    """Tells the study of every finished epoch."""
+
+    def __init__(self, on_epoch: Callable[[Path, int, float], None], start_costs: list[float]):
+        self.on_epoch, self.start_costs = on_epoch, start_costs
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks into its snapshots, which akd never reads: nothing goes in."""
+        return {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if METRIC in result:
+            self.on_epoch(Path(trial.config["folder"]), int(result[TIME]), float(result[METRIC]))
+        if "start_cost_s" in result:
+            self.start_costs.append(float(result["start_cost_s"]))
+
+
+@contextmanager
+def _graceful(close: Callable[[], None]) -> Iterator[threading.Event]:
+    """Within the block the first SIGINT or SIGTERM ends Tune in order; a second SIGINT ends the program."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+
+    def handler(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        close()
+        # Tune ends at SIGUSR1 as it would at SIGINT, and keeps its handler while it runs.
+        signal.raise_signal(signal.SIGUSR1)
+
+    signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        yield asked
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def run(
+    experiment: Experiment,
+    searcher: StudySearcher,
+    resources: Resources,
+    teacher: Path | None,
+    *,
+    on_epoch: Callable[[Path, int, float], None],
+) -> tuple[bool, list[float]]:
+    """Run controls and trials until the searcher has no more.
+
+    Args:
+        searcher: what to run.
+        resources: of a trial, and how many at once.
+        teacher: run folder of the teacher.
+        on_epoch: called with (folder, epoch, validation accuracy).
+
+    Returns:
+        Whether the user asked to stop, and the seconds each warm worker took from one trial to the next.
+    """
+    scheduler = make_scheduler(experiment)
+    if isinstance(scheduler, StudyASHA):
+        for path in sorted((searcher.folder / "trials").glob("*/run.json")):
+            past = Run.read(path.parent)
+            if past is not None and past.state != run_folder.RUNNING:
+                scheduler.remember(path.parent.name, run_folder.history(path.parent))
+    start_costs: list[float] = []
+    tuner = tune.Tuner(
+        tune.with_resources(run_trial, {"cpu": resources.cpus, "gpu": resources.gpus}),
+        param_space={
+            "teacher": str(teacher) if teacher else None,
+            "every_student": experiment.search.log_checkpoints == "all",
+        },
+        tune_config=TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=-1,
+            max_concurrent_trials=resources.concurrent,
+            reuse_actors=True,
+        ),
+        run_config=RunConfig(
+            name="tune",
+            storage_path=str(searcher.folder),
+            callbacks=[_Events(on_epoch, start_costs)],
+            failure_config=FailureConfig(max_failures=2),
+            verbose=0,
+        ),
+    )
+    with _graceful(lambda: setattr(searcher, "closed", True)) as asked:
+        tuner.fit()
+    return asked.is_set(), start_costs

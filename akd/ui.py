@@ -1,0 +1,77 @@
+"""``akd ui``: MLflow on loopback, at this project's runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from akd.errors import ExperimentError, near
+from akd.tracking import default_uri, scrubbed
+
+
+def study_address(output: Path, study: str, base: str) -> str:
+    """The page of a study's parent run.
+
+    Raises:
+        ExperimentError: no such study.
+    """
+    try:
+        found = json.loads((output / study / "result.json").read_text(encoding="utf-8"))["mlflow"]
+        return f"{base}/#/experiments/{found['experiment_id']}/runs/{found['run_id']}"
+    except KeyError:
+        return base
+    except FileNotFoundError:
+        names = sorted(p.parent.name for p in output.glob("*/run.json"))
+        if study in names:
+            return base
+        hint = near(study, names) or (f", there are {', '.join(names)}" if names else "")
+        raise ExperimentError(f"there is no study of this name in {output}{hint}", key="study", value=study) from None
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def serve(output: Path, study: str | None, port: int, tracking_uri: str | None, say: Callable[[str], None]) -> None:
+    """Become an MLflow server on 127.0.0.1; does not return.
+
+    Args:
+        output: folder of studies and default store.
+        study: whose page to name; ``None`` for the newest.
+        tracking_uri: for a server elsewhere: its pages are named, nothing is started.
+
+    Raises:
+        ExperimentError: nothing to show, unknown study, port taken.
+    """
+    output = output.absolute()
+    if study is None:
+        finished = sorted(output.glob("*/result.json"), key=lambda p: p.stat().st_mtime)
+        study = finished[-1].parent.name if finished else None
+    if tracking_uri and tracking_uri.startswith("http"):
+        say(study_address(output, study, scrubbed(tracking_uri).rstrip("/")) if study else scrubbed(tracking_uri))
+        return
+    if not tracking_uri and not (output / "mlflow.db").exists():
+        raise ExperimentError("holds no runs yet; start a search first", key="output", value=str(output))
+    base = f"http://127.0.0.1:{port}"
+    address = study_address(output, study, base) if study else base
+    if not _free(port):
+        raise ExperimentError("is in use on 127.0.0.1; choose another", key="port", value=port)
+    say(f"MLflow at {address}   (end it with Ctrl-C)")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = tracking_uri or default_uri(output)
+    # The address travels in the environment: a password in it must not show in the list of processes.
+    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": store}
+    # Its start-up chatter would hide the address above.
+    environment |= {"PYTHONWARNINGS": "ignore", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+    environment |= {"MLFLOW_DEFAULT_ARTIFACT_ROOT": (output / "artifacts").as_uri()}
+    os.execve(sys.executable, command, environment)

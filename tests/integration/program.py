@@ -1,0 +1,101 @@
+"""Running the akd program as a user does, from a folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SMALL = """\
+# A search that takes seconds.
+data: {name: digits, validation: 0.2, subset: 600}
+teacher: {name: wrn_16_1, train: {epochs: 2, lr: 0.1}}
+student: resnet8
+method: {host: {name: kd, temperature: 4.0}}
+train: {epochs: 3, batch_size: 64, lr: 0.1, ema: 0.9}
+search: {trials: 3, champion_seeds: 2}
+space:
+  method.host.weight: {type: float, low: 0.5, high: 8.0, log: true}
+  train.lr:           {type: float, low: 0.05, high: 0.2, log: true}
+"""
+
+
+def start(arguments: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
+    """``akd ARGUMENTS`` in ``folder``, in a process group of its own, output in ``folder/out.txt``."""
+    (folder / "small.yaml").write_text(SMALL, encoding="utf-8")
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONUNBUFFERED": "1"} | environment
+    out = open(folder / "out.txt", "w", encoding="utf-8")  # noqa: SIM115 - the child keeps it
+    return subprocess.Popen(
+        [sys.executable, "-m", "akd.cli", *arguments],
+        cwd=folder,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(arguments: list[str], folder: Path, *, timeout: float = 240, **environment: str) -> tuple[int, str]:
+    """Exit code and output of ``akd ARGUMENTS``."""
+    process = start(arguments, folder, **environment)
+    try:
+        code = process.wait(timeout)
+    finally:
+        kill_group(process)
+    return code, (folder / "out.txt").read_text(encoding="utf-8")
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to the program and everything it started that is still in its group or session."""
+    for pid in session_members(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait(30)
+
+
+def session_members(session: int) -> list[int]:
+    """Processes of a session: Ray's servers leave the group but not the session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session:
+                found.append(int(entry.name))
+    return found
+
+
+def wait_for(what: Any, timeout: float = 120, every: float = 0.02) -> Any:
+    """Wait until ``what()`` is true and give its value."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        value = what()
+        if value:
+            return value
+        time.sleep(every)
+    raise TimeoutError("it did not happen")
+
+
+def read(path: Path) -> Any:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def epochs_of(study: Path) -> dict[str, list[dict[str, float]]]:
+    """Every run's history without its times: folder below the study -> epochs."""
+    found = {}
+    for path in sorted(study.glob("*/*/history.jsonl")):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        keep = [{k: v for k, v in e.items() if k != "at" and not k.startswith("time/")} for e in lines]
+        found[str(path.parent.relative_to(study))] = keep
+    return found

@@ -1,0 +1,203 @@
+"""Searches that are stopped, killed or unlucky: what they leave, and how they go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from functools import partial
+from pathlib import Path
+
+import program
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+
+from akd import folder as run_folder
+from akd.searcher import open_study
+
+pytestmark = pytest.mark.ray
+
+# One trial at a time: then the whole sequence of an interrupted search equals the undisturbed one.
+ONE = ["search", "small.yaml", "--name", "s", "--concurrent", "1", "--trials", "5", "--epochs", "4"]
+ONE += ["--champion-seeds", "1", "--seed", "3"]
+
+
+def students(study: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        str(p.parent.relative_to(study)): load_file(p) for p in sorted(study.glob("*/*/student/student.safetensors"))
+    }
+
+
+def agree(study: Path) -> None:
+    """Optuna, folders and MLflow tell the same of every run, and MLflow has none twice."""
+    told = open_study(study / "optuna.log", study.name)
+    client = MlflowClient(f"sqlite:///{study.parent}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    marks = [r.data.tags["akd.mark"] for r in runs]
+    assert len(marks) == len(set(marks))
+    by_id = {r.info.run_id: r for r in runs}
+    folders = [p.parent for p in study.glob("*/*/run.json")]
+    assert len(runs) == len(folders) + 2  # the parent and the teacher
+    for folder in folders:
+        run, entries = run_folder.Run.read(folder), run_folder.history(folder)
+        assert run is not None
+        logged = by_id[next(iter(program.read(folder / "mlflow.json").values()))["run_id"]]
+        assert logged.data.tags["akd.status"] == run.state
+        assert logged.info.status == "FINISHED"
+        curve = client.get_metric_history(logged.info.run_id, "train/loss")
+        assert [(m.step, m.value) for m in curve] == [(e["epoch"], e["train/loss"]) for e in entries]
+        if run.number is not None:
+            trial = told.trials[run.number]
+            assert trial.state.name == run.state
+            assert trial.intermediate_values == {int(e["epoch"]): e["val/accuracy"] for e in entries}
+    assert client.get_run(program.read(study / "result.json")["mlflow"]["run_id"]).info.status == "FINISHED"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    code, output = program.run(ONE, folder)
+    assert code == 0, output
+    return folder / "runs" / "s"
+
+
+def test_killed_again_and_again_equals_undisturbed(undisturbed: Path, tmp_path: Path) -> None:
+    """SIGKILL to everything: in the teacher, in a control, in two trials, in a final run."""
+    study = tmp_path / "runs" / "s"
+
+    def lines(pattern: str, count: int) -> bool:
+        return any(len(p.read_text().splitlines()) >= count for p in (tmp_path / "runs").glob(pattern))
+
+    moments = [
+        ("teachers/*/history.jsonl", 1),
+        ("s/controls/none/history.jsonl", 2),
+        ("s/trials/00001/history.jsonl", 1),
+        ("s/trials/00003/experiment.yaml", 1),
+        ("s/finals/champion-seed4/history.jsonl", 2),
+    ]
+    arguments = ONE
+    for pattern, count in moments:
+        process = program.start(arguments, tmp_path)
+        try:
+            program.wait_for(partial(lines, pattern, count))
+            assert process.poll() is None, (tmp_path / "out.txt").read_text()
+        finally:
+            program.kill_group(process)
+        arguments = ["search", "--resume", "s"]
+    code, output = program.run(arguments, tmp_path)
+    assert code == 0, output
+    assert program.epochs_of(study) == program.epochs_of(undisturbed)
+    mine, theirs = students(study), students(undisturbed)
+    assert mine.keys() == theirs.keys()
+    for name, tensors in mine.items():
+        assert all(torch.equal(tensors[k], theirs[name][k]) for k in tensors), name
+    a, b = (program.read(s / "result.json") for s in (study, undisturbed))
+    for key in ("best_trial", "controls", "gain", "trials", "teacher_accuracy", "teacher_passes"):
+        assert a[key] == b[key]
+    agree(study)
+
+
+def test_ctrl_c_keeps_the_state_and_names_the_command(tmp_path: Path) -> None:
+    arguments = [a if a != "4" else "30" for a in ONE]
+    process = program.start(arguments, tmp_path)
+    study = tmp_path / "runs" / "s"
+    try:
+        program.wait_for(lambda: len(run_folder.history(study / "trials" / "00000")) >= 2)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130
+        output = (tmp_path / "out.txt").read_text()
+    finally:
+        program.kill_group(process)
+    assert "akd search --resume s" in output
+    assert "Traceback" not in output
+    run = run_folder.Run.read(study / "trials" / "00000")
+    assert run is not None
+    assert run.state == run_folder.RUNNING
+    seen = len(run_folder.history(study / "trials" / "00000"))
+    process = program.start(["search", "--resume", "s"], tmp_path)
+    try:
+        program.wait_for(lambda: len(run_folder.history(study / "trials" / "00000")) > seen)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(60) == 130
+    finally:
+        program.kill_group(process)
+    epochs = [int(e["epoch"]) for e in run_folder.history(study / "trials" / "00000")]
+    assert epochs == list(range(1, len(epochs) + 1))
+
+
+def test_killed_worker_is_replaced_and_its_trial_continues(undisturbed: Path, tmp_path: Path) -> None:
+    process = program.start(ONE, tmp_path)
+    study = tmp_path / "runs" / "s"
+    try:
+        program.wait_for(lambda: len(run_folder.history(study / "trials" / "00000")) >= 1)
+        workers = [
+            pid
+            for pid in program.session_members(process.pid)
+            if b"ray::" in (Path("/proc") / str(pid) / "cmdline").read_bytes()
+            and b"ImplicitFunc" in (Path("/proc") / str(pid) / "cmdline").read_bytes()
+        ]
+        assert workers
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        assert process.wait(200) == 0, (tmp_path / "out.txt").read_text()
+    finally:
+        program.kill_group(process)
+    assert program.epochs_of(study) == program.epochs_of(undisturbed)
+    agree(study)
+
+
+def test_diverging_trials_are_failed_with_their_reason_and_the_search_goes_on(tmp_path: Path) -> None:
+    space = program.SMALL.replace("high: 0.2", "high: 1.0e+9").replace("trials: 3", "trials: 6")
+    (tmp_path / "wild.yaml").write_text(space, encoding="utf-8")
+    arguments = ["search", "wild.yaml", "--name", "w", "--sampler", "random", "--champion-seeds", "1", "--seed", "1"]
+    code, output = program.run(arguments, tmp_path)
+    assert code == 0, output
+    runs = [run_folder.Run.read(p.parent) for p in sorted((tmp_path / "runs/w/trials").glob("*/run.json"))]
+    failed = [r for r in runs if r is not None and r.state == run_folder.FAILED]
+    assert len(runs) == 6
+    assert failed
+    for run in failed:
+        assert run.reason is not None
+        assert "diverged in epoch" in run.reason
+    told = open_study(tmp_path / "runs/w/optuna.log", "w")
+    assert [t.state.name for t in told.trials] == [
+        {"FAILED": "FAIL"}.get(r.state, r.state) for r in runs if r is not None
+    ]
+    assert "failed" in output
+    assert "diverged" in output
+
+
+def test_tracker_away_is_filled_in_by_the_time_it_is_back(tmp_path: Path) -> None:
+    """A real MLflow server that starts only after the search has begun."""
+    port = 5057
+    uri = f"http://127.0.0.1:{port}"
+    server = [program.sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    server += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--workers", "1"]
+    server += ["--artifacts-destination", str(tmp_path / "served")]
+    process = program.start(
+        ["search", "small.yaml", "--name", "s", "--tracking-uri", uri, "--champion-seeds", "1"], tmp_path
+    )
+    study, mlflow = tmp_path / "runs" / "s", None
+    try:
+        program.wait_for(lambda: (study / "controls").exists())
+        with open(tmp_path / "server.txt", "w", encoding="utf-8") as log:
+            mlflow = subprocess.Popen(server, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True)
+        assert process.wait(200) == 0, (tmp_path / "out.txt").read_text()
+        output = (tmp_path / "out.txt").read_text()
+        assert "MLflow did not take a write" in output
+        client = MlflowClient(uri)
+        (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
+        runs = client.search_runs([experiment.experiment_id], max_results=100)
+        assert len(runs) == 2 + 2 + 3 + 3
+        assert {r.info.status for r in runs} == {"FINISHED"}
+        trial = next(r for r in runs if r.data.tags.get("akd.trial") == "0")
+        assert client.list_artifacts(trial.info.run_id, "student")
+    finally:
+        program.kill_group(process)
+        if mlflow is not None:
+            for pid in program.session_members(mlflow.pid):
+                os.kill(pid, signal.SIGKILL)
+            mlflow.wait(10)
