@@ -80,6 +80,21 @@ def _parser() -> _Parser:
     return parser
 
 
+def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments, and the ``--dotted.key value`` pairs among them: argparse would take such a value for the space."""
+    plain: list[str] = []
+    dotted: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if not re.match(r"--[a-z_]+\.", word):
+            plain.append(word)
+            continue
+        dotted.append(word)
+        if "=" not in word:
+            dotted += [value for value in (next(words, None),) if value is not None]
+    return plain, dotted
+
+
 def _overrides(words: list[str], known: Sequence[str]) -> dict[str, str]:
     """``--a.b value`` and ``--a.b=value`` pairs; everything else is an unknown argument."""
     found: dict[str, str] = {}
@@ -205,7 +220,9 @@ def _list(what: str) -> None:
 
 def _run(arguments: Sequence[str]) -> None:
     parser = _parser()
-    args, words = parser.parse_known_args(list(arguments))
+    plain, dotted = _apart(arguments)
+    args, words = parser.parse_known_args(plain)
+    words += dotted
     if args.verb is None:
         parser.print_help()
         return

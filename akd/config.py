@@ -129,6 +129,7 @@ class Experiment:
 
 
 _SHORT = {"data": "name", "teacher": "name", "student": "name"}
+_NAMED = {k: f"{k}.name" for k in _SHORT} | {"method": "method.host.name", "method.host": "method.host.name"}
 _SECTIONS: dict[str, Any] = {
     "data": DataConfig,
     "teacher": TeacherConfig,
@@ -295,6 +296,8 @@ def load(
     tree = _expand(tree, origins)
     for key, value in overrides.items():
         origins[key] = (flags or {}).get(key, f"--{key}")
+        if key in _NAMED:  # a name given for a section: messages are about the name
+            origins[_NAMED[key]] = origins[key]
         if isinstance(tree.get("space"), Mapping) and key in tree["space"]:
             raise ExperimentError(
                 f"is searched by {origins.of('space.' + key)}; to fix it there say --space.{key} {value}",

@@ -67,7 +67,11 @@ def prepare(experiment: Experiment) -> Prepared:
         except (ExperimentError, TypeError, ValueError) as error:
             raise ExperimentError(str(error), key=key, value=name, where=experiment.origins.of(f"{key}.name")) from None
     check_data(experiment, data)
-    check_data(replace(experiment, train=experiment.teacher.train), data)
+    try:
+        check_data(replace(experiment, train=experiment.teacher.train), data)
+    except ExperimentError as error:
+        key, value = "teacher.train.batch_size", experiment.teacher.train.batch_size
+        raise ExperimentError(error.problem, key=key, value=value, where=experiment.origins.of(key)) from None
     for p in space.searched:
         if p.key == "train.batch_size":
             check_data(experiment.with_values({p.key: max(p.extremes())}), data)

@@ -341,7 +341,8 @@ class _Study:
         result.write(self.folder)
         self._record_end(result)
         model = re.sub(r"[^\w-]+", "-", f"akd-{self.experiment.data.name}-{self.experiment.student.name}")
-        self.tracker.register(self.folder / "finals" / f"champion-seed{seed}", model)
+        if self.experiment.search.log_checkpoints != "none":
+            self.tracker.register(self.folder / "finals" / f"champion-seed{seed}", model)
         self.tracker.changed(self.folder)
         if self._close_tracker():
             result = replace(result, mlflow=self._mlflow(best, seed, model))
@@ -358,7 +359,7 @@ class _Study:
             "run_id": t.run_id(self.folder),
             "best_trial_run_id": t.run_id(self.folder / "trials" / f"{best.number:05d}"),
             "champion_run_id": t.run_id(self.folder / "finals" / f"champion-seed{seed}"),
-            "registered_model": f"models:/{model}@champion",
+            "registered_model": f"models:/{model}@champion" if self.tracker.keep != "none" else None,
             "checkpoint_bytes": t.bytes_logged(),
         }
 

@@ -119,7 +119,10 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
         f"  {'winner':<14} {plus_minus(test)}",
     ]
     for name, gain in result.gain.items():
-        interval = f" ({gain.low:+.2f} to {gain.high:+.2f})" if gain.low is not None and gain.high is not None else ""
+        interval = ""
+        if gain.low is not None and gain.high is not None:
+            noise = ", within noise" if gain.low <= 0 <= gain.high else ""
+            interval = f" ({gain.low:+.2f} to {gain.high:+.2f}{noise})"
         control = plus_minus(result.controls[name]["test"])
         lines.append(f"  {CONTROL_WORDS[name]:<14} {control:<20} {gain.mean:>+12.2f} points{interval}")
     lines += [

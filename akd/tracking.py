@@ -53,6 +53,7 @@ class _Notes:
     epochs: int = 0
     uploaded: list[str] = field(default_factory=list)
     ended: str = ""
+    experiment_id: str = ""
 
     @classmethod
     def read(cls, folder: Path, uri: str) -> _Notes:
@@ -72,8 +73,15 @@ class _Notes:
             "epochs": self.epochs,
             "uploaded": self.uploaded,
             "ended": self.ended,
+            "experiment_id": self.experiment_id,
         }
         checkpoint.write_json(self.path, every)
+
+
+def logged_as(folder: Path, uri: str) -> tuple[str, str]:
+    """Experiment id and run id of a run folder in the store at ``uri``; empty strings if it is not there."""
+    notes = _Notes.read(folder, uri)
+    return notes.experiment_id, notes.run_id
 
 
 class Tracker:
@@ -246,7 +254,7 @@ class Tracker:
             return
         notes = _Notes.read(folder, self.uri)
         if not notes.run_id:
-            notes.run_id = self._create(folder, run)
+            notes.run_id, notes.experiment_id = self._create(folder, run), self.experiment_id
             notes.write()
         self._log_epochs(folder, run, notes)
         self._upload(folder, run, notes)
@@ -331,7 +339,7 @@ class Tracker:
         if folder == self.study:
             return [folder / "result.json"] if run.state != RUNNING else []
         parts: list[Path] = []
-        champion = run.kind in ("final", "teacher") and self.keep != "none"
+        champion = self.keep == "champion" and run.kind == "final" and run.name.startswith("champion")
         if self.keep == "all":
             every = sorted((folder / "students").glob("epoch_*")) if (folder / "students").is_dir() else []
             parts += every if run.state != RUNNING else every[:-1]  # the newest may still be being written

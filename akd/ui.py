@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -10,26 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from akd.errors import ExperimentError, near
-from akd.tracking import default_uri, scrubbed
+from akd.tracking import default_uri, logged_as, scrubbed
 
 
-def study_address(output: Path, study: str, base: str) -> str:
-    """The page of a study's parent run.
+def study_address(output: Path, study: str, store: str, base: str) -> str:
+    """The page of a study's parent run in the tracking store, running or finished.
 
     Raises:
         ExperimentError: no such study.
     """
-    try:
-        found = json.loads((output / study / "result.json").read_text(encoding="utf-8"))["mlflow"]
-        return f"{base}/#/experiments/{found['experiment_id']}/runs/{found['run_id']}"
-    except KeyError:
-        return base
-    except FileNotFoundError:
-        names = sorted(p.parent.name for p in output.glob("*/run.json"))
-        if study in names:
-            return base
+    names = sorted(p.parent.name for p in output.glob("*/run.json"))
+    if study not in names:
         hint = near(study, names) or (f", there are {', '.join(names)}" if names else "")
-        raise ExperimentError(f"there is no study of this name in {output}{hint}", key="study", value=study) from None
+        raise ExperimentError(f"there is no study of this name in {output}{hint}", key="study", value=study)
+    experiment, run = logged_as(output / study, store)
+    return f"{base}/#/experiments/{experiment}/runs/{run}" if run else base
 
 
 def _free(port: int) -> bool:
@@ -55,20 +49,21 @@ def serve(output: Path, study: str | None, port: int, tracking_uri: str | None, 
     """
     output = output.absolute()
     if study is None:
-        finished = sorted(output.glob("*/result.json"), key=lambda p: p.stat().st_mtime)
-        study = finished[-1].parent.name if finished else None
+        known = sorted(output.glob("*/run.json"), key=lambda p: p.stat().st_mtime)
+        study = known[-1].parent.name if known else None
+    store = tracking_uri or default_uri(output)
     if tracking_uri and tracking_uri.startswith("http"):
-        say(study_address(output, study, scrubbed(tracking_uri).rstrip("/")) if study else scrubbed(tracking_uri))
+        base = scrubbed(tracking_uri).rstrip("/")
+        say(study_address(output, study, store, base) if study else base)
         return
     if not tracking_uri and not (output / "mlflow.db").exists():
         raise ExperimentError("holds no runs yet; start a search first", key="output", value=str(output))
     base = f"http://127.0.0.1:{port}"
-    address = study_address(output, study, base) if study else base
+    address = study_address(output, study, store, base) if study else base
     if not _free(port):
         raise ExperimentError("is in use on 127.0.0.1; choose another", key="port", value=port)
     say(f"MLflow at {address}   (end it with Ctrl-C)")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    store = tracking_uri or default_uri(output)
     # The address travels in the environment: a password in it must not show in the list of processes.
     environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": store}
     # Its start-up chatter would hide the address above.

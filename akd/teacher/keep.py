@@ -56,7 +56,8 @@ def teacher_hash(experiment: Experiment, data: TrainData) -> str:
     augment = data.augment
     parts = {
         "model": own["student"],
-        "train": own["train"],
+        # Threads change a sum's rounding, not what the teacher is; machines differ in them.
+        "train": {k: v for k, v in own["train"].items() if k != "threads"},
         "data": data.hash,
         "augment": [augment.padding, augment.flip],
         "normalise": [data.dataset.mean, data.dataset.std],
