@@ -46,6 +46,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     os.replace(side, path)
 
 
+def _flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -66,20 +73,20 @@ def save(folder: Path, epoch: int, tensors: Mapping[str, Tensor], state: Mapping
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{_PREFIX}{epoch:06d}"
+    for left in folder.glob(f".{_PREFIX}*"):  # of a writer that was killed; a run has one writer
+        shutil.rmtree(left, ignore_errors=True)
     side = folder / f".{final.name}.{os.getpid()}"
-    shutil.rmtree(side, ignore_errors=True)
     side.mkdir()
     save_tensors(side / "weights.safetensors", tensors)
     (side / "state.json").write_text(json.dumps(dict(state)), encoding="utf-8")
     files = {name: _digest(side / name) for name in ("weights.safetensors", "state.json")}
     (side / "manifest.json").write_text(json.dumps({"epoch": epoch, "sha256": files}), encoding="utf-8")
     for path in (*side.iterdir(), side):
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+        _flush(path)
     if final.exists():
         shutil.rmtree(final)
     os.replace(side, final)
+    _flush(folder)
     for old in all_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final

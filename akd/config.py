@@ -152,6 +152,8 @@ def _plain(value: Any) -> Any:
 
 
 def _mapping(value: Any, key: str, origins: Origins) -> dict[str, Any]:
+    if value is None:  # a section with nothing under it
+        return {}
     if not isinstance(value, Mapping):
         raise ExperimentError("must hold keys and values", key=key, value=value, where=origins.of(key))
     return dict(value)

@@ -259,7 +259,9 @@ def fit(
         if len(data.val):
             scores = evaluate(state.scored, loader.plain(data.val))
             metrics |= {f"val/{k}": v for k, v in scores.items()}
-            _check_finite(metrics, state.epoch + 1)  # the last step of an epoch shows only here
+        # The last step of an epoch shows in no loss of its own: the weights tell, and the validation loss.
+        weights = torch.stack([p.detach().abs().sum() for p in state.parameters]).sum().item()
+        _check_finite({**metrics, "weights": weights}, state.epoch + 1)
         state.epoch += 1
         state.history.append({"epoch": float(state.epoch), **metrics})
         report(_record(state, train))

@@ -70,9 +70,6 @@ def allowed(field: dataclasses.Field[Any]) -> str:
     return " ".join([words, " and ".join(limits)]).strip()
 
 
-_HINTS: dict[type, dict[str, Any]] = {}
-
-
 def _kind(field: dataclasses.Field[Any]) -> tuple[Any, bool]:
     """The plain type of a field and whether None is allowed. Annotations are strings: read them once."""
     annotation = field.type

@@ -1,0 +1,315 @@
+"""What every method must do. A new method is tested by adding its settings to SPECS, one line each."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from akd.config import resolve
+from akd.data import Batch
+from akd.methods import Method, Shapes, create_method, hosts
+from akd.models import Output, create_model
+from akd.teacher import LiveTeacher
+
+B, C, N = 12, 7, 3
+STUDENT, TEACHER = (8, 12), (6, 10)  # channels of the stage maps of the two networks
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A method under test.
+
+    Attributes:
+        method: what stands under ``method:`` in an experiment file.
+        minimal: terms that are 0, with zero gradient, when student and teacher agree.
+        views: the teacher comes with view logits.
+        train: settings under ``train:``.
+    """
+
+    method: Any
+    minimal: tuple[str, ...] = ()
+    views: bool = False
+    train: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        host = self.method if isinstance(self.method, str) else self.method["host"]
+        words = host if isinstance(host, str) else "-".join(str(v) for v in host.values())
+        return words + "-views" * self.views + "".join(f"-{k}" for k in self.train)
+
+
+SPECS = [
+    Spec("none"),
+    Spec("none", train={"label_smoothing": 0.1}),
+    Spec("kd", minimal=("kd",)),
+    Spec("kd", minimal=("kd",), train={"label_smoothing": 0.1}),
+    Spec("kd", minimal=("kd",), views=True),
+    Spec({"host": {"name": "kd", "temperature": 1.0}}, minimal=("kd",)),
+    Spec({"host": {"name": "kd", "temperature": 20.0, "weight": 3.0, "ce_weight": 0.0}}, minimal=("kd",), views=True),
+]
+
+
+def build(spec: Spec, seed: int = 0, same_widths: bool = False) -> Method:
+    experiment = resolve({"method": spec.method, "train": spec.train})
+    teacher = STUDENT if same_widths else TEACHER
+    shapes = Shapes(C, STUDENT[-1], teacher[-1], STUDENT, teacher)
+    return create_method(experiment.method, shapes, label_smoothing=experiment.train.label_smoothing, seed=seed)
+
+
+def make_output(seed: int, channels: tuple[int, ...], dtype: torch.dtype = torch.float32, scale: float = 2.0) -> Output:
+    draw = torch.Generator().manual_seed(seed)
+    before = tuple(torch.randn(B, c, 4, 4, generator=draw).to(dtype) for c in channels)
+    after = tuple(F.relu(b) for b in before)
+    logits = (scale * torch.randn(B, C, generator=draw)).to(dtype)
+    return Output(logits, after[-1].mean((2, 3)), after, before)
+
+
+def with_views(spec: Spec, teacher: Output, seed: int = 7) -> Output:
+    """The teacher with N unlike views where the spec asks for them; weights that do not sum to 1 give a mass."""
+    if not spec.views:
+        return teacher
+    noise = torch.randn(B, N, C, generator=torch.Generator().manual_seed(seed)).to(teacher.logits.dtype)
+    embeddings = teacher.embedding[:, None].expand(-1, N, -1)
+    weights = torch.tensor([1.0, 0.5, 0.25, 0.25])
+    return teacher._replace(
+        view_logits=teacher.logits[:, None] + noise, view_embeddings=embeddings, view_weights=weights
+    )
+
+
+def make_batch(rows: slice = slice(0, B), **changes: Any) -> Batch:
+    """Rows of one fixed global batch; the generator is seeded afresh, so that equal draws are compared."""
+    draw = torch.Generator().manual_seed(3)
+    target = torch.randint(C, (B,), generator=draw)
+    whole = {
+        "index": torch.arange(B) + 100,
+        "target": target,
+        "target2": target,
+        "lam": torch.ones(B),
+        "view": torch.zeros(B, dtype=torch.long),
+    } | changes
+    share = {k: v[rows] for k, v in whole.items()}
+    return Batch(**share, epoch=1, step=0, generator=torch.Generator().manual_seed(5), offset=rows.start or 0, total=B)
+
+
+def map_output(output: Output, change: Any) -> Output:
+    """``change`` applied to every tensor with a batch axis."""
+
+    def each(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(change(v) for v in value)
+        return None if value is None else change(value)
+
+    return Output(*(v if k == "view_weights" else each(v) for k, v in output._asdict().items()))
+
+
+def leaves(output: Output) -> Output:
+    return map_output(output, lambda t: t.detach().clone().requires_grad_())
+
+
+def total(method: Method, terms: dict[str, Tensor]) -> Tensor:
+    """The terms that the configuration counts, as the loop weighs them."""
+    return torch.stack([method.weights()[name] * term for name, term in terms.items()]).sum()
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+class TestMethod:
+    """The contract. Terms are scalars, each a mean over the batch."""
+
+    def pair(self, spec: Spec, dtype: torch.dtype = torch.float32, scale: float = 2.0) -> tuple[Output, Output]:
+        student = make_output(1, STUDENT, dtype, scale)
+        return student, with_views(spec, make_output(2, TEACHER, dtype, scale))
+
+    def test_terms_are_finite_scalars_and_have_a_weight_each(self, spec: Spec) -> None:
+        method = build(spec)
+        terms = method(*self.pair(spec), make_batch())
+        assert terms
+        assert list(terms) == list(method.weights())
+        assert all(term.shape == () and term.isfinite() for term in terms.values())
+
+    def test_minimal_when_student_equals_teacher(self, spec: Spec) -> None:
+        method = build(spec, same_widths=True)
+        teacher = make_output(2, STUDENT)
+        if spec.views:
+            teacher = with_views(spec, teacher)
+            teacher = teacher._replace(view_logits=teacher.logits[:, None].expand(-1, N, -1))
+        student = leaves(make_output(2, STUDENT))
+        apart = method(leaves(make_output(1, STUDENT)), teacher, make_batch())
+        terms = method(student, teacher, make_batch())
+        for name in spec.minimal:
+            assert abs(terms[name].item()) < 1e-5
+            assert apart[name].item() > 1e-3
+            wrt = [student.logits, student.embedding, *student.maps, *student.maps_preact]
+            grads = torch.autograd.grad(terms[name], wrt, allow_unused=True, retain_graph=True)
+            assert all(g is None or float(g.abs().max()) < 1e-5 for g in grads)
+
+    def test_gradients_reach_logits_and_own_parameters(self, spec: Spec) -> None:
+        method = build(spec)
+        student, teacher = self.pair(spec)
+        student = leaves(student)
+        total(method, method(student, teacher, make_batch())).backward()
+        assert float(student.logits.grad.abs().sum()) > 0
+        for name, parameter in method.named_parameters():
+            assert parameter.grad is not None, name
+            assert float(parameter.grad.abs().sum()) > 0, name
+
+    def test_no_gradient_reaches_the_teacher(self, spec: Spec) -> None:
+        torch.manual_seed(0)
+        nets = [create_model(name, C, in_channels=1) for name in ("resnet8", "wrn_16_1")]
+        source = LiveTeacher(nets[1], build(spec).needs)
+        images = torch.rand(B, 1, 8, 8)
+        method = create_method(
+            resolve({"method": spec.method}).method, Shapes(C, 64, 64, (16, 16, 32, 64), (16, 16, 32, 64))
+        )
+        before = {k: v.clone() for k, v in nets[1].state_dict().items()}
+        teacher = with_views(spec, source(images, make_batch()))
+        total(method, method(nets[0](images, preact=True), teacher, make_batch())).backward()
+        assert any(p.grad is not None for p in nets[0].parameters())
+        assert all(p.grad is None and not p.requires_grad for p in nets[1].parameters())
+        assert all(torch.equal(v, before[k]) for k, v in nets[1].state_dict().items())
+
+    def test_batch_order_does_not_matter(self, spec: Spec) -> None:
+        method = build(spec).double()
+        student, teacher = self.pair(spec, torch.float64)
+        lam = torch.linspace(0, 1, B)
+        batch = make_batch(lam=lam, target2=make_batch().target.roll(1), view=(torch.arange(B) % 3 == 0).long())
+        order = torch.randperm(B, generator=torch.Generator().manual_seed(11))
+        turned = batch._replace(**{k: getattr(batch, k)[order] for k in ("index", "target", "target2", "lam", "view")})
+        turned = turned._replace(generator=torch.Generator().manual_seed(5))
+        one = method(student, teacher, batch)
+        two = method(*(map_output(o, lambda t: t[order]) for o in (student, teacher)), turned)
+        assert one.keys() == two.keys()
+        for name in one:
+            assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-12), name
+
+    @pytest.mark.parametrize("scale", [2.0, 1000.0])
+    def test_finite_in_bfloat16(self, spec: Spec, scale: float) -> None:
+        method = build(spec).bfloat16()
+        # Beyond +-80 the exponential of a difference leaves bfloat16's and float32's range.
+        student, teacher = (
+            map_output(o, lambda t: t.clamp(-80, 80)) for o in self.pair(spec, torch.bfloat16, scale=scale)
+        )
+        student = leaves(student)
+        terms = method(student, teacher, make_batch(lam=torch.ones(B, dtype=torch.bfloat16)))
+        assert all(term.isfinite() for term in terms.values())
+        total(method, terms).backward()
+        assert student.logits.grad.isfinite().all()
+        assert all(p.grad.isfinite().all() for p in method.parameters())
+
+    def test_bfloat16_is_close_to_float32(self, spec: Spec) -> None:
+        rounded = tuple(map_output(o, lambda t: t.bfloat16().float()) for o in self.pair(spec))
+        wide = build(spec)(*rounded, make_batch())
+        low = build(spec).bfloat16()(*(map_output(o, lambda t: t.bfloat16()) for o in rounded), make_batch())
+        for name in wide:
+            assert float(low[name]) == pytest.approx(float(wide[name]), rel=2e-2, abs=1e-3), name
+
+    def test_state_dict_round_trip(self, spec: Spec) -> None:
+        one, two = build(spec, seed=0), build(spec, seed=1)
+        two.load_state_dict(one.state_dict())
+        a, b = (m(*self.pair(spec), make_batch()) for m in (one, two))
+        assert {k: float(v) for k, v in a.items()} == {k: float(v) for k, v in b.items()}
+
+    def test_seed_decides_the_initial_parameters_and_leaves_the_global_generator_alone(self, spec: Spec) -> None:
+        before = torch.get_rng_state()
+        one, two = build(spec, seed=4), build(spec, seed=4)
+        assert torch.equal(torch.get_rng_state(), before)
+        for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+
+    def test_draws_nothing_from_the_global_generator(self, spec: Spec) -> None:
+        before = torch.get_rng_state()
+        build(spec)(*self.pair(spec), make_batch())
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_one_piece_or_two_unequal_parts(self, spec: Spec) -> None:
+        """Workers with unequal shares agree with one worker: mean weighted by samples, or gathered first."""
+        method = build(spec).double()
+        outputs = self.pair(spec, torch.float64)
+        whole = method(*outputs, make_batch())
+        parts = [slice(0, 5), slice(5, B)]
+        pieces = [tuple(map_output(o, lambda t, rows=rows: t[rows]) for o in outputs) for rows in parts]
+        if method.relational:
+            got = method(*(gather(*o) for o in zip(*pieces, strict=True)), make_batch())
+        else:
+            terms = [method(*piece, make_batch(rows)) for piece, rows in zip(pieces, parts, strict=True)]
+            sizes = [rows.stop - rows.start for rows in parts]
+            got = {k: sum(n * t[k] for n, t in zip(sizes, terms, strict=True)) / B for k in whole}
+        for name in whole:
+            assert float(got[name]) == pytest.approx(float(whole[name]), rel=1e-12), name
+
+    def test_strong_view_rows_carry_no_hard_label(self, spec: Spec) -> None:
+        method, view = build(spec), (torch.arange(B) < 4).long()
+        one = make_batch(view=view)
+        wrong = torch.where(view == 1, (one.target + 1) % C, one.target)
+        two = make_batch(view=view, target=wrong, target2=wrong)
+        a, b = method(*self.pair(spec), one), method(*self.pair(spec), two)
+        assert {k: float(v) for k, v in a.items()} == {k: float(v) for k, v in b.items()}
+        nothing = method(*self.pair(spec), make_batch(view=torch.ones(B, dtype=torch.long)))
+        assert all(term.isfinite() for term in nothing.values())
+        if "ce" in nothing:
+            assert float(nothing["ce"]) == 0
+            standard = method(*self.pair(spec), make_batch())
+            assert float(a["ce"]) != float(standard["ce"])
+
+    def test_hard_labels_are_mixed_by_lam(self, spec: Spec) -> None:
+        method = build(spec).double()
+        outputs = self.pair(spec, torch.float64)
+        first, lam = make_batch().target, torch.linspace(0, 1, B, dtype=torch.float64)
+        second = (first + 2) % C
+        mixed = method(*outputs, make_batch(target2=second, lam=lam))
+        assert all(term.isfinite() for term in mixed.values())
+        if "ce" not in mixed:
+            return
+        want = 0.0
+        for i in range(B):
+            only = (torch.arange(B) != i).long()  # every other row is strong, so the mean is this row's label alone
+            one, two = (
+                float(method(*outputs, make_batch(view=only, target=t, target2=t))["ce"]) for t in (first, second)
+            )
+            want += (float(lam[i]) * one + (1 - float(lam[i])) * two) / B
+        assert float(mixed["ce"]) == pytest.approx(want, rel=1e-12)
+
+    def test_needs_a_teacher_only_if_it_says_so(self, spec: Spec) -> None:
+        method, (student, teacher) = build(spec), self.pair(spec)
+        if method.needs:
+            with pytest.raises(ValueError, match="teacher"):
+                method(student, None, make_batch())
+        else:
+            alone, beside = method(student, None, make_batch()), method(student, teacher, make_batch())
+            assert {k: float(v) for k, v in alone.items()} == {k: float(v) for k, v in beside.items()}
+            assert method.soft_weight() == 0
+
+
+def gather(*parts: Output) -> Output:
+    """Outputs of several workers joined along the batch, as ``World.gather`` would."""
+    fields = zip(*(p._asdict().items() for p in parts), strict=True)
+
+    def join(name: str, values: list[Any]) -> Any:
+        if values[0] is None or name == "view_weights":
+            return values[0]
+        if isinstance(values[0], tuple):
+            return tuple(torch.cat(v) for v in zip(*values, strict=True))
+        return torch.cat(values)
+
+    return Output(**{pairs[0][0]: join(pairs[0][0], [v for _, v in pairs]) for pairs in fields})
+
+
+@pytest.mark.parametrize("name", hosts.names())
+def test_registered_with_a_config_whose_defaults_build(name: str) -> None:
+    config = hosts.info(name)["config"]
+    assert dataclasses.is_dataclass(config)
+    assert config().name == name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config().name = "other"
+    assert hosts.info(name)["summary"]
+    method = create_method(resolve({"method": name}).method, Shapes(C, 8, 8, STUDENT, STUDENT))
+    assert isinstance(method, Method)
+
+
+def test_every_registered_method_is_under_contract() -> None:
+    listed = {resolve({"method": spec.method}).method.host_name for spec in SPECS}
+    assert listed == set(hosts.names())

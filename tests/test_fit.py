@@ -1,0 +1,477 @@
+"""The training loop on a few hundred digits: exact repetition, exact resume, and that it learns."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from akd import checkpoint
+from akd.config import Experiment, TrainConfig, resolve
+from akd.data import DataConfig, EpochPlan, TrainData, load, split, training_order
+from akd.data.augment import normalise
+from akd.errors import CheckpointError, DivergedError, ExperimentError
+from akd.fit import EpochRecord, FitResult, TrainState, fit, learning_rate, metrics_equal
+from akd.methods import Shapes, create_method
+from akd.metrics import evaluate
+from akd.models import Output, seeded_model
+from akd.teacher import LiveTeacher
+
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def data() -> TrainData:
+    """270 training and 30 validation images: four steps of 64 an epoch, the rest of 14 dropped."""
+    config = DataConfig(subset=300)
+    return split(config, load(config))
+
+
+@pytest.fixture
+def teacher() -> nn.Module:
+    return seeded_model("wrn_16_1", 10, seed=77, in_channels=1)
+
+
+def experiment(method: Any = "none", **train: Any) -> Experiment:
+    # threads is left out: the tests' one thread is set for the whole process
+    return resolve({"method": method, "train": {"epochs": EPOCHS, "lr": 0.1, "precision": "float32", **train}})
+
+
+def run(data: TrainData, teacher: nn.Module | None = None, method: Any = "none", **kw: Any) -> FitResult:
+    hooks = {k: kw.pop(k) for k in ("start", "report", "stop") if k in kw}
+    if teacher is not None:
+        method = "kd"
+    source = None if teacher is None else LiveTeacher(teacher)
+    return fit(experiment(method, **kw), data, source, **hooks)
+
+
+def weights(result: FitResult) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in result.student.state_dict().items()}
+
+
+def same_weights(a: FitResult, b: FitResult) -> bool:
+    one, two = weights(a), weights(b)
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def same_history(a: FitResult, b: FitResult) -> bool:
+    return len(a.history) == len(b.history) and all(map(metrics_equal, a.history, b.history))
+
+
+# What changes the state a checkpoint has to carry, or the arithmetic between checkpoints.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no-momentum": {"momentum": 0.0},
+    "ema": {"ema": 0.95},
+    "nesterov-smoothing-clip": {"nesterov": True, "label_smoothing": 0.1, "grad_clip": 1.0},
+    "step-ema": {"schedule": "step", "decay_epochs": [1, 2], "ema": 0.9},
+    "float64": {"precision": "float64"},
+    "bfloat16": {"precision": "bfloat16"},
+}
+
+
+class TestRepetition:
+    @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+    def test_same_seed_same_bits_and_resume_from_every_epoch(
+        self, settings: dict[str, Any], data: TrainData, teacher: nn.Module, tmp_path: Path
+    ) -> None:
+        teacher = teacher.double() if settings.get("precision") == "float64" else teacher
+        whole = run(data, teacher, report=lambda record: record.state.save(tmp_path, keep=9) and None, **settings)
+        torch.rand(3)  # the global generator must not matter
+        assert same_history(whole, again := run(data, teacher, **settings))
+        assert same_weights(whole, again)
+        paths = checkpoint.all_checkpoints(tmp_path)
+        assert len(paths) == EPOCHS
+        for path in paths:
+            resumed = run(data, teacher, start=path, **settings)
+            assert same_history(whole, resumed), path.name
+            assert same_weights(whole, resumed), path.name
+            assert resumed.accuracy == whole.accuracy
+            assert resumed.epochs_run == EPOCHS
+
+    def test_other_global_seed_same_bits(self, data: TrainData) -> None:
+        torch.manual_seed(1)
+        one = run(data, epochs=1)
+        torch.manual_seed(2)
+        before = torch.get_rng_state()
+        assert same_weights(one, run(data, epochs=1))
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_each_seed_changes_what_it_should(self, data: TrainData) -> None:
+        base = run(data, epochs=1)
+        assert not same_weights(base, run(data, epochs=1, seed=1))
+        assert not same_weights(base, run(data, epochs=1, plan_seed=1))
+        # Initial weights hang on seed alone: with a step too small to matter the student stays where it began.
+        still = {"epochs": 1, "lr": 1e-30, "weight_decay": 0.0}
+        one, plan, seed = (run(data, **still, **s).student for s in ({}, {"plan_seed": 1}, {"seed": 1}))
+        assert torch.equal(one.conv1.weight, plan.conv1.weight)
+        assert torch.equal(one.fc.bias, plan.fc.bias)
+        assert not torch.equal(one.conv1.weight, seed.conv1.weight)
+
+    @pytest.mark.parametrize(
+        "setting",
+        [
+            {"nesterov": True},
+            {"label_smoothing": 0.1},
+            {"momentum": 0.5},
+            {"weight_decay": 0.0},
+            {"grad_clip": 0.1},
+            {"schedule": "constant"},
+            {"batch_size": 32},
+            {"lr": 0.2},
+            {"ema": 0.9},
+        ],
+        ids=lambda setting: next(iter(setting)),
+    )
+    def test_every_setting_reaches_the_weights(self, data: TrainData, setting: dict[str, Any]) -> None:
+        assert not same_weights(run(data, epochs=1), run(data, epochs=1, **setting))
+
+    def test_data_seed_is_no_part_of_the_loop(self, data: TrainData) -> None:
+        other = resolve({"method": "none", "data": {"split_seed": 5}, "train": {"epochs": 1, "lr": 0.1}})
+        assert same_weights(fit(other, data, None), run(data, epochs=1))
+
+    def test_method_settings_change_the_loss_and_not_the_order(self, data: TrainData, teacher: nn.Module) -> None:
+        still = {"epochs": 1, "lr": 1e-30, "weight_decay": 0.0}
+        alone, taught = run(data, **still), run(data, teacher, **still)
+        assert taught.history[0]["loss/ce"] == alone.history[0]["loss/ce"]
+        assert taught.history[0]["train/loss"] == pytest.approx(
+            0.1 * taught.history[0]["loss/ce"] + 0.9 * taught.history[0]["loss/kd"], rel=1e-6
+        )
+
+
+class TestGolden:
+    def test_losses_of_two_steps(self, data: TrainData, teacher: nn.Module) -> None:
+        """Own values: the first two optimiser steps at default plan and seed, plain and distilled."""
+        small = replace(data, train=data.train[:128])
+        assert run(small, epochs=1).history[0]["train/loss"] == pytest.approx(2.375659, abs=1e-4)
+        assert run(small, teacher, epochs=1).history[0]["loss/kd"] == pytest.approx(0.060550, abs=1e-4)
+        assert run(replace(data, train=data.train[:64]), epochs=1).history[0]["train/loss"] == pytest.approx(
+            2.428586, abs=1e-4
+        )
+
+    def test_first_epoch_against_a_literal_loop(self, data: TrainData) -> None:
+        """Plain SGD written out, without loader, plan columns, schedule function or state class."""
+        net = seeded_model("resnet8", 10, seed=0, in_channels=1).double().train()
+        velocity = [torch.zeros_like(p) for p in net.parameters()]
+        plan, order = EpochPlan(0, 1, len(data.dataset.labels)), training_order(0, 1, data.train)
+        steps = len(order) // 64
+        for step in range(steps):
+            images = []
+            for row in order[step * 64 : step * 64 + 64].tolist():
+                padded = torch.zeros(10, 10, dtype=torch.float64)
+                padded[1:9, 1:9] = data.dataset.images[row, 0]
+                top, left = (plan.crop[row] * 3).floor().long().tolist()
+                images.append(padded[top : top + 8, left : left + 8] / 255 - data.dataset.mean[0])
+            x = torch.stack(images)[:, None] / data.dataset.std[0]
+            loss = nn.functional.cross_entropy(net(x).logits, data.dataset.labels[order[step * 64 : step * 64 + 64]])
+            net.zero_grad()
+            loss.backward()
+            lr = 0.1 * 0.5 * (1 + math.cos(math.pi * step / (2 * steps)))
+            with torch.no_grad():
+                for p, v in zip(net.parameters(), velocity, strict=True):
+                    v.mul_(0.9).add_(p.grad + 5e-4 * p)
+                    p.sub_(lr * v)
+        got: list[dict[str, torch.Tensor]] = []
+
+        def keep(record: EpochRecord) -> None:
+            got.append({k: v.clone() for k, v in record.state.student.state_dict().items()})
+
+        run(data, epochs=2, precision="float64", report=keep)
+        for name, value in net.state_dict().items():
+            assert torch.allclose(got[0][name].double(), value.double(), rtol=1e-9, atol=1e-11), name
+
+
+class TestCarrier:
+    def test_start_is_reported_again_first(self, data: TrainData, tmp_path: Path) -> None:
+        first: list[EpochRecord] = []
+        run(data, epochs=2, report=lambda r: first.append(r) or (r.state.save(tmp_path) and None))
+        again: list[tuple[int, bool, dict[str, float]]] = []
+        run(
+            data,
+            epochs=2,
+            start=tmp_path / "epoch_000001",
+            report=lambda r: again.append((r.epoch, r.final, r.metrics)),
+        )
+        assert [(e, final) for e, final, _ in again] == [(1, False), (2, True)]
+        assert all(metrics_equal(m, r.metrics) for (_, _, m), r in zip(again, first, strict=True))
+
+    def test_finished_checkpoint_reports_once_and_trains_no_more(self, data: TrainData, tmp_path: Path) -> None:
+        whole = run(data, epochs=2, report=lambda r: r.state.save(tmp_path) and None)
+        seen: list[int] = []
+        result = run(data, epochs=2, start=tmp_path / "epoch_000002", report=lambda r: seen.append(r.epoch))
+        assert seen == [2]
+        assert not result.stopped
+        assert same_weights(whole, result)
+
+    def test_stop_ends_after_the_epoch_in_which_it_was_asked(self, data: TrainData) -> None:
+        seen: list[int] = []
+        result = run(data, epochs=5, report=lambda r: seen.append(r.epoch), stop=lambda: len(seen) >= 2)
+        assert seen == [1, 2]
+        assert (result.stopped, result.epochs_run, len(result.history)) == (True, 2, 2)
+
+    def test_stop_after_the_last_epoch_is_no_early_end(self, data: TrainData) -> None:
+        assert not run(data, epochs=1, stop=lambda: True).stopped
+
+    def test_stopped_run_goes_on_as_if_it_had_not_been(self, data: TrainData, tmp_path: Path) -> None:
+        whole = run(data)
+        run(data, stop=lambda: True, report=lambda r: r.state.save(tmp_path) and None)
+        assert same_weights(whole, run(data, start=checkpoint.latest(tmp_path)))
+
+    def test_metrics_of_an_epoch(self, data: TrainData, teacher: nn.Module) -> None:
+        metrics = run(data, teacher, epochs=1).history[0]
+        assert set(metrics) == {
+            *("epoch", "lr", "time/epoch_s", "time/images_per_s", "train/loss", "train/accuracy"),
+            *("loss/ce", "loss/kd", "val/accuracy", "val/loss"),
+        }
+        assert 0 <= metrics["val/accuracy"] <= 1
+
+    def test_without_validation_rows(self, data: TrainData) -> None:
+        result = run(data.with_validation_joined(), epochs=1)
+        assert math.isnan(result.accuracy)
+        assert not any(k.startswith("val/") for k in result.history[0])
+
+    def test_metrics_equal_ignores_only_time(self) -> None:
+        assert metrics_equal({"a": 1.0, "time/epoch_s": 1.0}, {"a": 1.0, "time/epoch_s": 2.0})
+        assert not metrics_equal({"a": 1.0}, {"a": 1.0 + 1e-15})
+        assert not metrics_equal({"a": 1.0}, {"a": 1.0, "b": 1.0})
+
+
+class TestFailure:
+    def test_diverged(self, data: TrainData) -> None:
+        seen: list[int] = []
+        with pytest.raises(DivergedError, match=r"diverged in epoch \d+: .*loss.* not finite"):
+            run(data, epochs=5, lr=1e6, momentum=0.99, report=lambda r: seen.append(r.epoch))
+        assert len(seen) < 5
+
+    def test_diverged_in_the_very_last_step(self, data: TrainData) -> None:
+        """The loss of that step was finite: only validation shows what the step has done."""
+        small = replace(data, train=data.train[:64])
+        seen: list[int] = []
+        with pytest.raises(DivergedError, match="epoch 1: val/loss"):
+            run(small, epochs=1, lr=1e30, report=lambda r: seen.append(r.epoch))
+        assert not seen
+
+    def test_nan_from_the_teacher(self, data: TrainData, teacher: nn.Module) -> None:
+        teacher.fc.bias.data.fill_(math.nan)
+        with pytest.raises(DivergedError, match="loss/kd"):
+            run(data, teacher, epochs=1)
+
+    def test_batch_larger_than_the_data(self, data: TrainData) -> None:
+        with pytest.raises(ExperimentError, match=r"train\.batch_size = 271: must be at most 270"):
+            run(data, batch_size=271)
+        assert run(data, batch_size=270, epochs=1).epochs_run == 1
+
+    def test_damaged_start(self, data: TrainData, tmp_path: Path) -> None:
+        run(data, epochs=1, report=lambda r: r.state.save(tmp_path) and None)
+        (tmp_path / "epoch_000001" / "state.json").write_text("{}")
+        with pytest.raises(CheckpointError, match="damaged"):
+            run(data, start=tmp_path / "epoch_000001")
+
+    @pytest.mark.parametrize("change", [{"ema": 0.9}, {"student": "wrn_16_1"}])
+    def test_start_of_another_experiment(self, change: dict[str, Any], data: TrainData, tmp_path: Path) -> None:
+        run(data, epochs=1, report=lambda r: r.state.save(tmp_path) and None)
+        values = {f"train.{k}" if k == "ema" else "student.name": v for k, v in change.items()}
+        with pytest.raises(CheckpointError, match="belongs to another experiment"):
+            fit(experiment().with_values(values), data, None, start=tmp_path / "epoch_000001")
+
+
+class TestSchedule:
+    def test_cosine_falls_from_lr_to_zero(self) -> None:
+        train = TrainConfig(lr=0.4, schedule="cosine")
+        assert learning_rate(train, 1, 0.0) == 0.4
+        assert learning_rate(train, 1, 0.5) == pytest.approx(0.2)
+        assert learning_rate(train, 1, 1 / 3) == pytest.approx(0.3)
+        assert learning_rate(train, 1, 1.0) == pytest.approx(0.0, abs=1e-16)
+
+    def test_step_falls_after_the_decay_epoch(self) -> None:
+        train = TrainConfig(lr=1.0, schedule="step", decay_epochs=(2, 4), decay_factor=0.5)
+        assert [learning_rate(train, e, 0.0) for e in range(1, 7)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+
+    def test_constant(self) -> None:
+        assert learning_rate(TrainConfig(lr=0.3, schedule="constant"), 50, 0.9) == 0.3
+
+    def test_the_loop_uses_it_per_step(self, data: TrainData) -> None:
+        steps = len(data.train) // 64
+        got = [h["lr"] for h in run(data).history]  # the rate of each epoch's last step
+        last = [(e * steps - 1) / (EPOCHS * steps) for e in (1, 2, 3)]
+        assert got == [0.1 * 0.5 * (1 + math.cos(math.pi * p)) for p in last]
+
+
+class TestAveragedWeights:
+    def test_average_is_scored_and_returned(self, data: TrainData) -> None:
+        kept: dict[str, Any] = {}
+
+        def keep(record: EpochRecord) -> None:
+            kept.update(mine=copy.deepcopy(record.state.student), average=copy.deepcopy(record.state.average))
+
+        result = run(data, ema=0.99, report=keep)
+        average = kept["average"].state_dict()
+        assert all(torch.equal(v, average[k]) for k, v in result.student.state_dict().items())
+        assert not torch.equal(kept["mine"].fc.weight, kept["average"].fc.weight)
+        mean, std = (torch.tensor(values) for values in (data.dataset.mean, data.dataset.std))
+        images = normalise(data.dataset.images[data.val], mean, std)
+        batch = [(images, data.dataset.labels[data.val])]
+        assert evaluate(kept["average"], batch)["loss"] == pytest.approx(result.history[-1]["val/loss"], rel=1e-5)
+        assert evaluate(kept["mine"], batch)["loss"] != pytest.approx(result.history[-1]["val/loss"], rel=1e-5)
+        assert not result.student.training
+
+    def test_averaging_does_not_change_the_training(self, data: TrainData) -> None:
+        a, b = run(data, ema=0.9), run(data)
+        assert [h["train/loss"] for h in a.history] == [h["train/loss"] for h in b.history]
+
+    def test_against_a_literal_average(self, data: TrainData) -> None:
+        config = experiment(ema=0.9)
+        state = TrainState(
+            config.train, nn.BatchNorm1d(1), create_method(config.method, Shapes(10)), torch.device("cpu")
+        )
+        want = 1.0
+        for t in range(1, 200):
+            with torch.no_grad():
+                state.student.weight.fill_(float(t))
+                state.student.num_batches_tracked.fill_(t)
+            state.update_average()
+            decay = min(0.9, (1 + t) / (10 + t))
+            want = decay * want + (1 - decay) * t
+            assert float(state.average.weight) == pytest.approx(want, rel=1e-5)
+            assert int(state.average.num_batches_tracked) == t
+        assert state.average.weight is not state.student.weight
+        assert not state.average.weight.requires_grad
+
+
+class TestTeacher:
+    def test_never_changes_and_is_nowhere_in_the_state(
+        self, data: TrainData, teacher: nn.Module, tmp_path: Path
+    ) -> None:
+        before = {k: v.clone() for k, v in teacher.state_dict().items()}
+        states: list[Any] = []
+        run(data, teacher, epochs=1, report=lambda r: states.append(r.state) or (r.state.save(tmp_path) and None))
+        assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+        assert all(not p.requires_grad and p.grad is None for p in teacher.parameters())
+        assert not teacher.training
+        theirs = {id(p) for p in teacher.parameters()}
+        assert not theirs & {id(p) for group in states[0].optimizer.param_groups for p in group["params"]}
+        tensors, _ = checkpoint.load(tmp_path / "epoch_000001")
+        assert {name.partition(".")[0] for name in tensors} == {"student", "momentum"}
+        assert sum(name.startswith("student.") for name in tensors) == len(states[0].student.state_dict())
+
+    def test_sees_what_the_student_sees(self, data: TrainData, teacher: nn.Module) -> None:
+        seen: list[torch.Tensor] = []
+
+        class Spy(LiveTeacher):
+            def __call__(self, images: torch.Tensor, batch: Any) -> Output:
+                assert torch.equal(data.dataset.labels[batch.index], batch.target)
+                seen.append(images)
+                return super().__call__(images, batch)
+
+        given: list[torch.Tensor] = []
+        hook = nn.modules.module.register_module_forward_pre_hook(
+            lambda m, args: given.append(args[0]) if type(m).__name__ == "CifarResNet" and m.training else None
+        )
+        try:
+            fit(experiment("kd", epochs=1), data, Spy(teacher))
+        finally:
+            hook.remove()
+        assert len(seen) == len(given) == len(data.train) // 64
+        assert all(torch.equal(a, b) for a, b in zip(seen, given, strict=True))
+
+    def test_float32_teacher_serves_a_float64_student(self, data: TrainData, teacher: nn.Module) -> None:
+        result = run(data, teacher, epochs=1, precision="float64")
+        assert result.student.fc.weight.dtype == torch.float64
+
+
+class TestPrecision:
+    def test_float64_and_bfloat16_follow_float32(self, data: TrainData) -> None:
+        wide, usual, low = (run(data, epochs=1, precision=p) for p in ("float64", "float32", "bfloat16"))
+        assert usual.history[0]["train/loss"] == pytest.approx(wide.history[0]["train/loss"], rel=1e-4)
+        assert low.history[0]["train/loss"] == pytest.approx(wide.history[0]["train/loss"], rel=5e-2)
+        assert low.history[0]["train/loss"] != usual.history[0]["train/loss"]
+        assert wide.student.fc.weight.dtype == torch.float64
+        assert low.student.fc.weight.dtype == torch.float32  # master weights stay wide
+
+    def test_auto_is_float32_on_the_cpu(self, data: TrainData) -> None:
+        assert same_weights(run(data, epochs=1, precision="auto"), run(data, epochs=1))
+
+
+class TestLearning:
+    def test_a_student_learns_the_digits(self) -> None:
+        config = DataConfig()
+        result = run(split(config, load(config)), epochs=4, ema=0.0)
+        losses = [h["train/loss"] for h in result.history]
+        assert losses == sorted(losses, reverse=True)
+        assert result.accuracy > 0.9
+        assert result.accuracy == result.history[-1]["val/accuracy"]
+
+    def test_distillation_brings_the_student_closer_to_its_teacher(self, data: TrainData, teacher: nn.Module) -> None:
+        losses = [h["loss/kd"] for h in run(data, teacher, epochs=6).history]
+        assert losses[-1] < 0.5 * losses[0]
+
+    def test_gradient_clipping_bounds_a_step(self, data: TrainData) -> None:
+        """With momentum and decay off, the weights move by at most lr * clip a step."""
+        before = seeded_model("resnet8", 10, seed=0, in_channels=1)
+        still = {"epochs": 1, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "lr": 1.0}
+        steps = len(data.train) // 64
+
+        def moved(**kw: Any) -> float:
+            after = run(data, **still, **kw).student
+            pairs = zip(before.parameters(), after.parameters(), strict=True)
+            return math.sqrt(sum(float((a - b).detach().square().sum()) for a, b in pairs))
+
+        assert moved(grad_clip=1e-3) <= steps * 1e-3 * 1.001
+        assert moved() > 10 * steps * 1e-3
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from akd.config import resolve
+from akd.data import DataConfig, load, split
+from akd.fit import fit
+
+config = DataConfig(subset=300)
+train = {"epochs": 4, "lr": 0.1, "ema": 0.9, "precision": "float32"}
+
+def report(record):
+    record.state.save(Path(sys.argv[1]))
+    if record.epoch == 2:
+        print("second epoch", flush=True)
+    if record.epoch == 3:
+        time.sleep(60)  # the parent kills here at the latest
+
+fit(resolve({"method": "none", "train": train}), split(config, load(config)), None, report=report)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_killed_and_resumed_equals_undisturbed(data: TrainData, tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert child.stdout is not None
+    try:
+        assert child.stdout.readline() == "second epoch\n"
+    finally:
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+        child.stdout.close()
+    last = checkpoint.latest(tmp_path)
+    assert last is not None
+    assert last.name in ("epoch_000002", "epoch_000003")
+    whole = run(data, epochs=4, ema=0.9)
+    resumed = run(data, epochs=4, ema=0.9, start=last)
+    assert same_history(whole, resumed)
+    assert same_weights(whole, resumed)
