@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help search ui test test-long check setup setup-dev clean
+.PHONY: help search ui test test-long bench check setup setup-dev clean
 
 help:
 	@echo "make search     set up, search on the bundled digits, print the winner (ARGS='--trials 20' for more)"
 	@echo "make ui         open MLflow on loopback at the newest study"
 	@echo "make test       set up, check the code, run the tests"
 	@echo "make test-long  the tests that take minutes"
+	@echo "make bench      time and memory of a search on this machine"
 	@echo "make clean      remove the environment (runs/ stays)"
 
 search: setup
@@ -24,6 +25,9 @@ test: check
 
 test-long: setup-dev
 	$(BIN)/python -m pytest -m long
+
+bench: setup
+	$(BIN)/python tests/benchmarks/search_cost.py
 
 check: setup-dev
 	$(BIN)/ruff check .

@@ -109,11 +109,11 @@ def share(search: SearchConfig, nodes: list[dict[str, float]]) -> Resources:
     Raises:
         ExperimentError: a trial fits on no node.
     """
-    all_cpus = sum(n.get("CPU", 0) for n in nodes)
-    all_gpus = sum(n.get("GPU", 0) for n in nodes)
-    gpus = search.gpus_per_trial if search.gpus_per_trial is not None else float(all_gpus > 0)
-    default = max(1.0, all_cpus * gpus // all_gpus) if gpus and all_gpus else 1.0
-    cpus = search.cpus_per_trial or default
+    any_gpu = any(n.get("GPU", 0) for n in nodes)
+    gpus = search.gpus_per_trial if search.gpus_per_trial is not None else float(any_gpu)
+    # The least share of CPUs that goes with these GPUs on a node that has them: then every GPU is used.
+    shares = [n.get("CPU", 0) * gpus // n["GPU"] for n in nodes if gpus and n.get("GPU", 0) >= gpus]
+    cpus = search.cpus_per_trial or max(1.0, min(shares, default=1.0))
 
     def fits(node: dict[str, float]) -> int:
         counts = [int(node.get("CPU", 0) / cpus + 1e-9)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -103,6 +104,16 @@ def history(folder: Path) -> list[dict[str, float]]:
     return [epochs[e] for e in sorted(epochs)]
 
 
+def _append_line(path: Path, line: str) -> None:
+    """Add a line; a half-written one before it (a kill, a full disk) keeps its own line."""
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(line.encode() + b"\n")
+
+
 def export(folder: Path, student: nn.Module, experiment: Experiment, data: TrainData, facts: dict[str, Any]) -> None:
     """Write a network as it is handed over: ``student.safetensors`` and ``config.json`` beside it.
 
@@ -165,8 +176,7 @@ def train(
             if every_student:
                 export(folder / "students" / path.name, state.scored, experiment, data, facts)
             entry = {"epoch": record.epoch, "at": time.time(), **record.metrics}
-            with open(folder / "history.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            _append_line(folder / "history.jsonl", json.dumps(entry))
         on_epoch(record)
 
     start = checkpoint.latest(checkpoints)

@@ -103,7 +103,9 @@ def study_folder(output: Path, name: str, *, resume: bool) -> Path:
             hint = near(name, names) or (f", there are {', '.join(sorted(names))}" if names else "")
             raise ExperimentError(f"there is no study of this name in {output}{hint}", key="resume", value=name)
         return folder
-    if folder.exists():
+    # A process killed in its first moment leaves a folder without a run: nothing to go on with, nothing to lose.
+    left = folder.is_dir() and all(p.name == "experiment.yaml" or p.name.startswith(".") for p in folder.iterdir())
+    if folder.exists() and not left:
         raise ExperimentError(
             f"exists already in {output}; go on with 'akd search --resume {name}' or choose another --name",
             key="name",

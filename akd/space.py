@@ -102,13 +102,19 @@ def parse(experiment: Experiment) -> Space:
     order: list[Parameter] = []
     placed: set[str] = set()
     for parameter in parameters.values():
-        for key, _ in parameter.when:
+        for key, values in parameter.when:
             if key not in parameters:
                 raise _error(
                     f"depends on {key}, which the space does not search{near(key, parameters)}",
                     parameter.key,
                     experiment,
                 )
+            choices = parameters[key].choices
+            never = [v for v in values if choices and v not in choices]
+            if never or not values:
+                value = never[0] if never else []
+                hint = near(value, map(str, choices)) or f", which is one of {', '.join(map(str, choices))}"
+                raise _error(f"{key} never has this value{hint}", parameter.key, experiment, f"when.{key}", value)
     while len(order) < len(parameters):
         ready = [p for p in parameters.values() if p.key not in placed and all(key in placed for key, _ in p.when)]
         if not ready:
@@ -199,6 +205,7 @@ def _check_values(space: Space, experiment: Experiment) -> None:
     """Put the ends of every range into the experiment, conditions met, and see what it says."""
     if not space.searched:
         raise ExperimentError("nothing to search: give at least one range or list of choices", key="space")
+    together: ExperimentError | None = None
     for p in space.parameters:
         if p.key.split(".")[0] in ("search", "space", "data"):
             raise _error("cannot be searched: it is the same for every trial of a study", p.key, experiment)
@@ -218,9 +225,13 @@ def _check_values(space: Space, experiment: Experiment) -> None:
                     raise _error(f"{value!r} {error.problem}", p.key, experiment) from None
                 if error.key and error.key.startswith(p.key + "."):
                     raise _error(error.problem, p.key, experiment) from None
-                if error.key in context:
-                    continue  # reported when its own turn comes
+                if error.key in context:  # its own turn may say more; if not, it is the two together
+                    problem = f"{error.problem}, when {p.key} is {value!r}; a 'when' can keep them apart"
+                    together = together or _error(problem, error.key, experiment)
+                    continue
                 raise _error(str(error), p.key, experiment) from None
+    if together:
+        raise together
 
 
 def _meet(parameter: Parameter, space: Space, context: dict[str, Any]) -> None:

@@ -39,8 +39,10 @@ def default_uri(output: Path) -> str:
 
 
 def scrubbed(uri: str) -> str:
-    """A tracking address without its credentials, fit for screens and files."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+    """A tracking address, or a text with addresses in it, without credentials: fit for screens and files."""
+    uri = re.sub(r"(https?://)[^/\s]*@", r"\1", uri)  # a password may hold an @
+    # Of a database's address a password may also hold a slash; 'sqlite:///' has no host and no password.
+    return re.sub(r"(?<!http)(?<!https)://(?!/)\S*@", "://", uri)
 
 
 @dataclass
@@ -196,8 +198,9 @@ class Tracker:
                 self._away, pause = False, self.retry_s
             except Exception as error:  # whatever MLflow or the network raises must not end the thread
                 if not self._away:
-                    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-                    self.on_trouble(f"MLflow did not take a write and will be filled in later: {scrubbed(reason)}")
+                    # Scrubbed before it is cut: half an address would no longer be known as one.
+                    reason = scrubbed(str(error).splitlines()[0])[:200] if str(error) else type(error).__name__
+                    self.on_trouble(f"MLflow did not take a write and will be filled in later: {reason}")
                 self._away = True
                 with self._wake:
                     if self._given_up:
@@ -260,6 +263,7 @@ class Tracker:
         self._upload(folder, run, notes)
         if run.state == RUNNING and notes.ended:  # a study that goes on
             client.update_run(notes.run_id, status="RUNNING")
+            client.set_tag(notes.run_id, "akd.status", RUNNING)
             notes.ended = ""
             notes.write()
         if run.state != RUNNING and notes.ended != run.state:
@@ -271,9 +275,9 @@ class Tracker:
         mark = f"{self.study.name}/{folder.name}" if run.kind != "teacher" else f"teacher/{folder.name}"
         mark = f"{mark}@{int(run.started * 1000)}"
         found = client.search_runs([self.experiment_id], f"tags.`akd.mark` = '{mark}'", max_results=1)
-        if found:
-            return found[0].info.run_id
         config = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
+        if found:
+            return self._describe(found[0].info.run_id, folder, run, config)
         tags = {
             "akd.mark": mark,
             "akd.kind": run.kind,
@@ -289,9 +293,12 @@ class Tracker:
             tags["mlflow.parentRunId"] = _Notes.read(self.study, self.uri).run_id or self._parent()
         started = int(run.started * 1000)
         made = client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=run.name)
-        run_id = made.info.run_id
+        return self._describe(made.info.run_id, folder, run, config)
+
+    def _describe(self, run_id: str, folder: Path, run: Run, config: Mapping[str, Any]) -> str:
+        """Parameters and experiment; also of a run that was found, whose maker may have died before this."""
         self._params(run_id, _params(config, run))
-        client.log_artifact(run_id, str(folder / "experiment.yaml"))
+        self.client.log_artifact(run_id, str(folder / "experiment.yaml"))
         return run_id
 
     def _parent(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,50 +11,13 @@ from pathlib import Path
 
 import program
 import pytest
-import torch
 from mlflow import MlflowClient
-from safetensors.torch import load_file
+from studies import ONE, agree, identical
 
 from akd import folder as run_folder
 from akd.searcher import open_study
 
 pytestmark = pytest.mark.ray
-
-# One trial at a time: then the whole sequence of an interrupted search equals the undisturbed one.
-ONE = ["search", "small.yaml", "--name", "s", "--concurrent", "1", "--trials", "5", "--epochs", "4"]
-ONE += ["--champion-seeds", "1", "--seed", "3"]
-
-
-def students(study: Path) -> dict[str, dict[str, torch.Tensor]]:
-    return {
-        str(p.parent.relative_to(study)): load_file(p) for p in sorted(study.glob("*/*/student/student.safetensors"))
-    }
-
-
-def agree(study: Path) -> None:
-    """Optuna, folders and MLflow tell the same of every run, and MLflow has none twice."""
-    told = open_study(study / "optuna.log", study.name)
-    client = MlflowClient(f"sqlite:///{study.parent}/mlflow.db")
-    (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
-    runs = client.search_runs([experiment.experiment_id], max_results=1000)
-    marks = [r.data.tags["akd.mark"] for r in runs]
-    assert len(marks) == len(set(marks))
-    by_id = {r.info.run_id: r for r in runs}
-    folders = [p.parent for p in study.glob("*/*/run.json")]
-    assert len(runs) == len(folders) + 2  # the parent and the teacher
-    for folder in folders:
-        run, entries = run_folder.Run.read(folder), run_folder.history(folder)
-        assert run is not None
-        logged = by_id[next(iter(program.read(folder / "mlflow.json").values()))["run_id"]]
-        assert logged.data.tags["akd.status"] == run.state
-        assert logged.info.status == "FINISHED"
-        curve = client.get_metric_history(logged.info.run_id, "train/loss")
-        assert [(m.step, m.value) for m in curve] == [(e["epoch"], e["train/loss"]) for e in entries]
-        if run.number is not None:
-            trial = told.trials[run.number]
-            assert trial.state.name == run.state
-            assert trial.intermediate_values == {int(e["epoch"]): e["val/accuracy"] for e in entries}
-    assert client.get_run(program.read(study / "result.json")["mlflow"]["run_id"]).info.status == "FINISHED"
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +53,19 @@ def test_killed_again_and_again_equals_undisturbed(undisturbed: Path, tmp_path: 
         arguments = ["search", "--resume", "s"]
     code, output = program.run(arguments, tmp_path)
     assert code == 0, output
-    assert program.epochs_of(study) == program.epochs_of(undisturbed)
-    mine, theirs = students(study), students(undisturbed)
-    assert mine.keys() == theirs.keys()
-    for name, tensors in mine.items():
-        assert all(torch.equal(tensors[k], theirs[name][k]) for k in tensors), name
-    a, b = (program.read(s / "result.json") for s in (study, undisturbed))
-    for key in ("best_trial", "controls", "gain", "trials", "teacher_accuracy", "teacher_passes"):
-        assert a[key] == b[key]
+    identical(study, undisturbed)
     agree(study)
+
+
+def listening(pids: list[int]) -> set[str]:
+    """Local addresses, in hexadecimal, on which processes accept connections."""
+    inodes = set()
+    for pid in pids:
+        for handle in (Path("/proc") / str(pid) / "fd").glob("*"):
+            with contextlib.suppress(OSError):
+                inodes.add(os.readlink(handle).removeprefix("socket:[").removesuffix("]"))
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
 
 
 def test_ctrl_c_keeps_the_state_and_names_the_command(tmp_path: Path) -> None:
@@ -106,6 +74,12 @@ def test_ctrl_c_keeps_the_state_and_names_the_command(tmp_path: Path) -> None:
     study = tmp_path / "runs" / "s"
     try:
         program.wait_for(lambda: len(run_folder.history(study / "trials" / "00000")) >= 2)
+        # 127.0.0.1, also as IPv6 writes it: nothing of a local search can be reached from outside.
+        loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+        addresses = listening(program.session_members(process.pid))
+        assert addresses
+        assert addresses <= loopback
+        assert (Path.home() / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(60) == 130
         output = (tmp_path / "out.txt").read_text()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import urllib.request
 from pathlib import Path
 
 import optuna
@@ -203,3 +206,27 @@ def test_second_search_finds_the_teacher(study: Path) -> None:
     assert after == before
     result = program.read(folder / "runs" / "second" / "result.json")
     assert result["gain"]["none"]["low"] is None  # one seed has no interval
+
+
+def test_ui_serves_the_study_on_loopback(study: Path, tmp_path: Path) -> None:
+    result = program.read(study / "result.json")
+    port = 5061
+    process = program.start(["ui", "first", "--output", str(study.parent), "--port", str(port)], tmp_path)
+    try:
+
+        def answer() -> bytes | None:
+            assert process.poll() is None, (tmp_path / "out.txt").read_text()
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as page:
+                return page.read()
+            return None
+
+        assert program.wait_for(answer) == b"OK"
+        where = f"experiments/{result['mlflow']['experiment_id']}/runs/{result['mlflow']['run_id']}"
+        assert f"http://127.0.0.1:{port}/#/{where}" in (tmp_path / "out.txt").read_text()
+        # The server itself must be able to hand out a trial's student.
+        run_id = result["mlflow"]["best_trial_run_id"]
+        address = f"http://127.0.0.1:{port}/get-artifact?path=student/config.json&run_uuid={run_id}"
+        with urllib.request.urlopen(address) as page:
+            assert json.load(page)["model"] == "resnet8"
+    finally:
+        program.kill_group(process)
