@@ -27,7 +27,7 @@ from akd.fit import check_data
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.prepare import Prepared, default_name, prepare, study_folder
 from akd.result import StudyResult
-from akd.summary import closing_lines, make_result, runs, shown_path
+from akd.summary import closing_lines, make_result, program, runs, shown_path
 from akd.teacher.keep import Teacher, obtain
 from akd.terminal import Display, percent
 from akd.tracking import Tracker, default_uri, scrubbed
@@ -183,11 +183,11 @@ class _Study:
 
     def resume_command(self) -> str:
         """What a user types to go on."""
-        return f"akd search --resume {self.name}{self._where}"
+        return f"{program()} search --resume {self.name}{self._where}"
 
     def _ui_command(self) -> str:
         address = "" if self.uri == default_uri(self.output) else f" --tracking-uri {scrubbed(self.uri)}"
-        return f"akd ui {self.name}{self._where}{address}"
+        return f"{program()} ui {self.name}{self._where}{address}"
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -140,6 +142,14 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
         )
     lines.append(f"time      {result.wall_clock_s:.0f} s; {result.device_hours * 60:.1f} device-minutes of training")
     return lines
+
+
+def program() -> str:
+    """How the user calls this program: ``akd``, or its path when the shell would not find this one."""
+    me = Path(sys.argv[0]).absolute()
+    if me.name != "akd" or shutil.which("akd") == str(me):
+        return "akd"
+    return shown_path(me)
 
 
 def plus_minus(test: Mapping[str, Any]) -> str:

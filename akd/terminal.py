@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,9 +109,13 @@ class Display:
             row.epoch, row.accuracy = epoch, accuracy
         if self._live is None and not self.console.is_terminal:
             if ended:
-                self.say(self._line(row))
+                self._log(self._line(row))
             elif fresh:
-                self.say(f"{run.name:<14} started   {self._values(run)}")
+                self._log(f"{run.name:<14} started   {self._values(run)}")
+
+    def _log(self, text: str) -> None:
+        """A line of a log file; one too long goes on in the next, indented."""
+        self.say(textwrap.fill(text, self.console.width, subsequent_indent=" " * 25, break_on_hyphens=False))
 
     def _line(self, row: _Row) -> str:
         state = _WORDS[row.run.state]
@@ -127,15 +132,15 @@ class Display:
     def _draw(self, every: bool = False) -> Group:
         rows = list(self.rows.values())
         done = sum(r.run.kind == "trial" and r.run.state != RUNNING for r in rows)
+        best = max((r.accuracy or 0 for r in rows if r.run.kind == "trial" and r.run.state == COMPLETE), default=None)
         hidden = 0
         room = max(5, min(self.visible, self.console.height - 8))
         if not every and len(rows) > room:
             running = [r for r in rows if r.run.state == RUNNING]
             ended = sorted((r for r in rows if r.run.state != RUNNING), key=lambda r: -(r.accuracy or 0))
-            keep = {id(r) for r in running + ended[: max(0, room - len(running))]}
+            keep = {id(r) for r in (running + ended)[:room]}
             hidden = len(rows) - len(keep)
             rows = [r for r in rows if id(r) in keep]
-        best = max((r.accuracy or 0 for r in rows if r.run.kind == "trial" and r.run.state == COMPLETE), default=None)
         table = Table(box=None, padding=(0, 1), header_style="bold", expand=False)
         table.add_column("run", no_wrap=True)
         table.add_column("state", no_wrap=True)
@@ -147,7 +152,10 @@ class Display:
             state = Text(_WORDS[row.run.state], style=_STYLES[row.run.state])
             star = row.run.kind == "trial" and row.run.state == COMPLETE and row.accuracy == best
             value = Text(percent(row.accuracy), style="bold green" if star else "")
-            what = row.run.reason or self._values(row.run)
+            # While it is drawn again and again a row is one line, or the table would outgrow the screen.
+            what = Text(
+                row.run.reason or self._values(row.run), no_wrap=not every, overflow="fold" if every else "ellipsis"
+            )
             table.add_row(row.run.name, state, f"{row.epoch}/{self.epochs}", value, f"{row.seconds:.0f}", what)
         head = f"{done} of {self.trials} trials done" + (f", {hidden} rows not shown" if hidden else "")
         return Group(Text(head, style="dim"), table)

@@ -1,0 +1,176 @@
+"""ASHA that can be interrupted, against a literal replay of the algorithm."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from akd.config import resolve
+from akd.scheduler import StudyASHA, make_scheduler, rungs
+
+STOP, CONTINUE = TrialScheduler.STOP, TrialScheduler.CONTINUE
+
+
+class TestRungs:
+    @pytest.mark.parametrize(
+        ("epochs", "grace", "eta", "wanted"),
+        [
+            (60, None, 3, [6, 18, 54]),
+            (18, None, 3, [2, 6, 18]),
+            (27, None, 3, [3, 9, 27]),
+            (9, None, 3, [1, 3, 9]),
+            (8, None, 2, [1, 2, 4, 8]),
+            (3, None, 3, [1, 3]),
+            (1, None, 3, [1]),
+            (10, 4, 2, [4, 8]),
+            (10, 50, 2, [10]),
+        ],
+    )
+    def test_by_hand(self, epochs: int, grace: int | None, eta: int, wanted: list[int]) -> None:
+        assert rungs(epochs, grace, eta) == wanted
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.integers(1, 1000), st.none() | st.integers(1, 100), st.integers(2, 10))
+    def test_are_those_ray_decides_at(self, epochs: int, grace: int | None, eta: int) -> None:
+        ours = rungs(epochs, grace, eta)
+        scheduler = StudyASHA(epochs, grace, eta)
+        rays = sorted(milestone for milestone, _ in scheduler._brackets[0]._rungs)
+        assert [r for r in rays if r <= epochs] == ours  # Ray's may have one beyond the last epoch
+
+
+class Literal:
+    """Li et al. 2020, algorithm 2, as Ray counts: stop what is below the best 1/eta of those before it on its rung."""
+
+    def __init__(self, epochs: int, eta: int):
+        self.eta = eta
+        self.recorded: dict[int, list[float]] = {r: [] for r in rungs(epochs, None, eta)}
+
+    def report(self, epoch: int, value: float) -> str:
+        if epoch not in self.recorded:
+            return CONTINUE
+        before = self.recorded[epoch]
+        action = STOP if before and value < np.percentile(before, 100 * (1 - 1 / self.eta)) else CONTINUE
+        before.append(value)
+        return action
+
+
+class Sessions:
+    """Trials on disk and a scheduler that may be replaced by a fresh one, as a resumed search does."""
+
+    def __init__(self, folder: Path, epochs: int, eta: int = 3):
+        self.folder, self.epochs, self.eta = folder, epochs, eta
+        self.ended: list[str] = []
+        self.fresh()
+
+    def fresh(self) -> None:
+        self.scheduler = StudyASHA(self.epochs, None, self.eta)
+        for name in self.ended:
+            self.scheduler.remember(name, self.history(name))
+
+    def history(self, name: str) -> list[dict[str, float]]:
+        path = self.folder / name / "history.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def trial(self, name: str, kind: str = "trial") -> Any:
+        trial = SimpleNamespace(trial_id=f"id-{name}", config={"kind": kind, "folder": str(self.folder / name)})
+        self.scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+        return trial
+
+    def report(self, trial: Any, epoch: int, value: float) -> str:
+        folder = Path(trial.config["folder"])
+        folder.mkdir(parents=True, exist_ok=True)
+        if epoch > len(self.history(folder.name)):
+            with open(folder / "history.jsonl", "a") as file:
+                file.write(json.dumps({"epoch": epoch, "val/accuracy": value}) + "\n")
+        return self.scheduler.on_trial_result(None, trial, {"epoch": epoch, "val_accuracy": value})  # type: ignore[arg-type]
+
+    def run(self, name: str, curve: list[float], cut_after: int = 0, kind: str = "trial") -> list[str]:
+        """The decisions for a trial; ``cut_after`` that many epochs the process dies, before the decision is known."""
+        trial, actions, value = self.trial(name, kind), [], 0.0
+        epoch = 0
+        for epoch, value in enumerate(curve, 1):
+            actions.append(self.report(trial, epoch, value))
+            if epoch == cut_after:
+                actions.pop()
+                self.fresh()
+                trial = self.trial(name, kind)
+                actions.append(self.report(trial, epoch, value))  # the trainer reports its last epoch again
+            if actions[-1] == STOP:
+                self.scheduler.on_trial_complete(None, trial, {"epoch": epoch, "val_accuracy": value})  # type: ignore[arg-type]
+                break
+        else:
+            self.scheduler.on_trial_complete(None, trial, {"epoch": epoch, "val_accuracy": value})  # type: ignore[arg-type]
+        self.ended.append(name)
+        return actions
+
+
+def curves(seed: int, count: int, epochs: int) -> list[list[float]]:
+    draw = random.Random(seed)
+    found = []
+    for _ in range(count):
+        best = draw.random()
+        found.append([best * (1 - 0.7**e) + 0.05 * draw.random() for e in range(1, epochs + 1)])
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("epochs", "eta"), [(9, 3), (10, 2), (18, 3)])
+def test_decisions_equal_a_literal_replay(seed: int, epochs: int, eta: int, tmp_path: Path) -> None:
+    """Undisturbed, and with a kill in every trial at every kind of epoch."""
+    literal, whole, cut = Literal(epochs, eta), Sessions(tmp_path / "whole", epochs, eta), None
+    cut = Sessions(tmp_path / "cut", epochs, eta)
+    stopped = 0
+    for i, curve in enumerate(curves(seed, 20, epochs)):
+        wanted = []
+        for epoch, value in enumerate(curve, 1):
+            wanted.append(literal.report(epoch, value))
+            if wanted[-1] == STOP:
+                break
+        stopped += wanted[-1] == STOP
+        assert whole.run(f"{i:05d}", curve) == wanted
+        assert cut.run(f"{i:05d}", curve, cut_after=1 + (i + seed) % epochs) == wanted
+    assert 0 < stopped < 20
+
+
+def test_a_trial_that_reached_the_last_epoch_leaves_by_itself(tmp_path: Path) -> None:
+    sessions = Sessions(tmp_path, 10)  # rungs 1, 3, 9: nothing is to be decided at 10
+    assert set(sessions.run("00000", [0.5] * 10)) == {CONTINUE}
+
+
+def test_controls_are_never_stopped_and_never_recorded(tmp_path: Path) -> None:
+    sessions = Sessions(tmp_path, 9)
+    for i in range(5):
+        sessions.run(f"{i:05d}", [0.9] * 9)
+    before = [dict(recorded) for _, recorded in sessions.scheduler._brackets[0]._rungs]
+    for name, cut_after in (("none", 0), ("kd", 3)):
+        assert set(sessions.run(name, [0.01] * 9, cut_after=cut_after, kind="control")) == {CONTINUE}
+        sessions.ended.remove(name)  # a search that goes on remembers trials only
+    after = [dict(recorded) for _, recorded in sessions.scheduler._brackets[0]._rungs]
+    assert [sorted(r.values()) for r in after] == [sorted(r.values()) for r in before]
+    assert sessions.run("bad", [0.01] * 9) == [STOP]
+
+
+def test_a_failed_result_decides_nothing(tmp_path: Path) -> None:
+    sessions = Sessions(tmp_path, 9)
+    sessions.run("00000", [0.9] * 9)
+    trial = sessions.trial("00001")
+    assert sessions.scheduler.on_trial_result(None, trial, {"failed": "out of memory"}) == CONTINUE  # type: ignore[arg-type]
+    sessions.scheduler.on_trial_complete(None, trial, {"failed": "out of memory"})  # type: ignore[arg-type]
+    sessions.scheduler.on_trial_remove(None, trial)  # type: ignore[arg-type]
+    sessions.scheduler.on_trial_remove(None, trial)  # type: ignore[arg-type] # twice is harmless
+
+
+def test_made_as_the_experiment_says() -> None:
+    assert isinstance(make_scheduler(resolve({"search": {"scheduler": "none"}})), FIFOScheduler)
+    made = make_scheduler(resolve({"train": {"epochs": 20}, "search": {"grace": 4, "eta": 2}}))
+    assert isinstance(made, StudyASHA)
+    assert sorted(m for m, _ in made._brackets[0]._rungs)[:3] == [4, 8, 16]
