@@ -48,7 +48,7 @@ def classifier(net: nn.Module) -> nn.Linear:
 
 @pytest.mark.parametrize("name", NAMES)
 class TestNetwork:
-    @pytest.mark.parametrize(("size", "channels"), [(8, 1), (8, 3), (16, 3), (32, 1), (32, 3), (64, 3)])
+    @pytest.mark.parametrize(("size", "channels"), [(8, 1), (16, 3), (32, 3), (64, 1)])
     def test_output(self, name: str, size: int, channels: int) -> None:
         net = trained_statistics(seeded_model(name, 7, 0, in_channels=channels))
         with torch.no_grad():
