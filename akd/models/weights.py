@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         # RepDistiller keeps its command line beside the weights; a namespace only holds values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except UnpicklingError:
         raise ExperimentError(
             "is damaged, or holds Python objects besides tensors, which are not loaded because they could run code; "
             "save model.state_dict() alone"

@@ -67,7 +67,7 @@ class Evil:
 def test_code_is_not_run(state: dict[str, Tensor], tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     torch.save({"model": state, "x": Evil(mark)}, tmp_path / "new.pth")
-    (tmp_path / "old.pth").write_bytes(pickle.dumps({"model": Evil(mark)}))
+    (tmp_path / "old.pth").write_bytes(pickle.dumps({"model": Evil(mark)}, protocol=2))
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
     for name in ("new.pth", "old.pth", "module.pth"):
         with pytest.raises(ExperimentError, match="holds Python objects besides tensors") as caught:
