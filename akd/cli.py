@@ -1,4 +1,4 @@
-"""The command line: ``akd search``, ``akd data``, ``akd list``, ``akd ui``."""
+"""The command line: ``akd search``, ``akd evaluate``, ``akd data``, ``akd list``, ``akd ui``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _FLAGS = {
     "--data": ("data", "NAME", "data set (akd list data)"),
     "--data-dir": ("data.dir", "DIR", "folder of the data set's files; default $AKD_DATA_DIR"),
     "--teacher": ("teacher", "NAME", "network to distil (akd list models)"),
+    "--teacher-weights": ("teacher.weights", "FILE", "the teacher's weights; it is then not trained"),
     "--student": ("student", "NAME", "network to train"),
     "--method": ("method", "NAME", "distillation method (akd list methods)"),
     "--epochs": ("train.epochs", "N", "epochs of a trial"),
@@ -31,6 +32,12 @@ _FLAGS = {
     "--scheduler": ("search.scheduler", "NAME", "asha or none"),
     "--log-checkpoints": ("search.log_checkpoints", "WHICH", "students MLflow keeps: all, best, champion, none"),
 }
+
+
+_EVALUATE = (
+    "Top-1 and top-5 accuracy of a network on the test images. A network is a name of 'akd list models', "
+    "module:factory, torchvision:name or timm:name, with its weights, or the folder of a student akd handed over."
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,6 +70,16 @@ def _parser() -> _Parser:
     search.add_argument("--ray-address", metavar="ADDRESS", help="default $RAY_ADDRESS, else a private local Ray")
     search.add_argument("--dry-run", action="store_true", help="show what would be done and how long it would take")
     search.add_argument("--resume", metavar="NAME", help="go on with a study that was interrupted")
+
+    evaluate = verbs.add_parser(
+        "evaluate", help="measure a network on the test images", allow_abbrev=False, description=_EVALUATE
+    )
+    evaluate.add_argument("--data", required=True, metavar="NAME", help="data set (akd list data)")
+    evaluate.add_argument("--data-dir", metavar="DIR", help="default $AKD_DATA_DIR or ~/.cache/akd/data")
+    evaluate.add_argument("--model", required=True, metavar="NAME", help="network, or folder of a handed-over student")
+    evaluate.add_argument("--weights", metavar="FILE", help="safetensors, or a file of torch.save")
+    evaluate.add_argument("--mean", metavar="M,M,M", help="the network's normalisation; default the data set's")
+    evaluate.add_argument("--std", metavar="S,S,S", help="goes with --mean")
 
     data = verbs.add_parser("data", help="fetch a data set", allow_abbrev=False)
     data.add_argument("action", choices=["prepare"])
@@ -189,6 +206,8 @@ def _list(what: str) -> None:
         table.add_column("parameters (100 classes)", justify="right")
         for name in list_models():
             table.add_row(name, f"{parameter_count(create_model(name, 100)):,}")
+        table.caption = "also module:factory, torchvision:name, timm:name"
+        table.caption_justify = "left"
     elif what == "methods":
         from dataclasses import fields
 
@@ -218,6 +237,29 @@ def _list(what: str) -> None:
     Console(highlight=False).print(table)
 
 
+def _numbers(flag: str, text: str | None) -> tuple[float, ...]:
+    """``0.5,0.4,0.4``, with brackets or without, as numbers."""
+    try:
+        return tuple(float(v) for v in text.strip("[]() ").split(",")) if text else ()
+    except ValueError:
+        raise ExperimentError("must be numbers with commas between", key=flag, value=text) from None
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from akd.data.dataset import DataConfig
+    from akd.evaluation import evaluate_model
+
+    scores = evaluate_model(
+        DataConfig(name=args.data, dir=args.data_dir),
+        args.model,
+        Path(args.weights).expanduser() if args.weights else None,
+        mean=_numbers("--mean", args.mean),
+        std=_numbers("--std", args.std),
+    )
+    top5 = f", top-5 {100 * scores['top5']:.2f} %" if "top5" in scores else ""
+    print(f"{args.data}: top-1 {100 * scores['top1']:.2f} %{top5} of {scores['images']:,.0f} test images")
+
+
 def _run(arguments: Sequence[str]) -> None:
     parser = _parser()
     plain, dotted = _apart(arguments)
@@ -233,6 +275,8 @@ def _run(arguments: Sequence[str]) -> None:
         raise ExperimentError(f"unknown argument for akd {args.verb}", key=words[0])
     if args.verb == "list":
         _list(args.what)
+    elif args.verb == "evaluate":
+        _evaluate(args)
     elif args.verb == "data":
         from akd.data.cifar import prepare
         from akd.data.dataset import DataConfig, data_dir
@@ -249,6 +293,10 @@ def _run(arguments: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, 1 (failed), 2 (a mistake of the user's) or 130 (interrupted)."""
+    # A network of the user's own lies beside the experiment. At the end of the path: a file that is called like a
+    # library must not stand in for it. Ray's workers get the driver's current folder by themselves.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         _run(sys.argv[1:] if arguments is None else arguments)
         return 0

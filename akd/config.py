@@ -52,7 +52,11 @@ class TrainConfig:
 class TeacherConfig:
     """The network that is distilled; trained by akd and kept for the next search when no weights are given."""
 
-    name: str = setting("wrn_16_2", help="a registered model or module:factory")
+    name: str = setting("wrn_16_2", help="a registered model, module:factory, torchvision:name or timm:name")
+    weights: str | None = setting(None, help="file of the teacher's weights; it is then not trained")
+    mean: tuple[float, ...] = setting((), help="normalisation the weights were trained with; default the data set's")
+    std: tuple[float, ...] = setting((), above=0, help="goes with mean, in units of the 0..1 range")
+    taps: tuple[str, ...] = setting((), help="modules whose outputs are the maps; default found by themselves")
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
@@ -60,7 +64,8 @@ class TeacherConfig:
 class StudentConfig:
     """The network that is handed over."""
 
-    name: str = setting("resnet8", help="a registered model or module:factory")
+    name: str = setting("resnet8", help="a registered model, module:factory, torchvision:name or timm:name")
+    taps: tuple[str, ...] = setting((), help="modules whose outputs are the maps; default found by themselves")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +267,7 @@ def _method(tree: dict[str, Any], origins: Origins, strict: bool) -> MethodConfi
 def _check_names(parts: Mapping[str, Any], origins: Origins) -> None:
     for key, registry in (("data", data_readers), ("teacher", networks), ("student", networks)):
         registry.get(parts[key].name, key=key, where=origins.of(f"{key}.name"))
+    _check_teacher(parts["teacher"], origins)
     for key in ("teacher.train", "train"):
         train: TrainConfig = parts["train"] if key == "train" else parts["teacher"].train
         if train.schedule == "step" and not train.decay_epochs:
@@ -274,6 +280,17 @@ def _check_names(parts: Mapping[str, Any], origins: Origins) -> None:
             raise ExperimentError(
                 "has no effect without momentum", key=f"{key}.nesterov", value=True, where=origins.of(f"{key}.nesterov")
             )
+
+
+def _check_teacher(teacher: TeacherConfig, origins: Origins) -> None:
+    for key, other in (("mean", "std"), ("std", "mean")):
+        value, where = getattr(teacher, key), origins.of(f"teacher.{key}")
+        if value and not teacher.weights:
+            problem = "has no effect without teacher.weights: a teacher that is trained here sees the student's images"
+            raise ExperimentError(problem, key=f"teacher.{key}", value=list(value), where=where)
+        if len(value) != len(getattr(teacher, other)):
+            problem = f"needs teacher.{other} with as many values"
+            raise ExperimentError(problem, key=f"teacher.{key}", value=list(value), where=where)
 
 
 def load(

@@ -79,7 +79,7 @@ def show(ready: Prepared, console: Console) -> None:
     final_steps = (len(data.train) + len(data.val)) // experiment.train.batch_size
     final = (search.champion_seeds or 1) * epochs * final_steps * (2 * trial + alone)
     parts = {
-        "teacher, unless one is kept": teacher if ready.wants_teacher else 0.0,
+        "teacher, unless one is kept": teacher if ready.wants_teacher and not experiment.teacher.weights else 0.0,
         "search": searching,
         "final runs": final,
     }

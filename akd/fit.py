@@ -181,8 +181,14 @@ def build_student(experiment: Experiment, data: TrainData) -> nn.Module:
     """The student with its initial weights, which depend on ``train.seed`` alone."""
     images = data.dataset.images
     check_images(experiment.student.name, images.shape[2], images.shape[3])
-    kw = {"in_channels": data.dataset.channels}
-    return seeded_model(experiment.student.name, len(data.dataset.classes), experiment.train.seed, **kw)
+    return seeded_model(
+        experiment.student.name,
+        len(data.dataset.classes),
+        experiment.train.seed,
+        in_channels=data.dataset.channels,
+        image_size=(images.shape[2], images.shape[3]),
+        taps=experiment.student.taps,
+    )
 
 
 def check_data(experiment: Experiment, data: TrainData) -> None:

@@ -129,6 +129,7 @@ def export(folder: Path, student: nn.Module, experiment: Experiment, data: Train
     images = data.dataset.images
     config = {
         "model": experiment.student.name,
+        "taps": list(experiment.student.taps),
         "num_classes": len(data.dataset.classes),
         "in_channels": data.dataset.channels,
         "image_size": [images.shape[2], images.shape[3]],

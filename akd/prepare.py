@@ -15,10 +15,10 @@ from akd.data import load as load_data
 from akd.data import split as split_data
 from akd.data.dataset import data_dir
 from akd.errors import ExperimentError, near
-from akd.fit import check_data
+from akd.fit import build_student, check_data
 from akd.folder import Run
-from akd.models import check_images, create_model
 from akd.space import Space, parse
+from akd.teacher.keep import build as build_teacher
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def prepare(experiment: Experiment) -> Prepared:
     Raises:
         ExperimentError: anything a user can mend.
     """
-    search = experiment.search
+    search, weights = experiment.search, experiment.teacher.weights
     experiment = replace(
         experiment,
         data=replace(experiment.data, dir=str(data_dir(experiment.data))),
@@ -51,6 +51,7 @@ def prepare(experiment: Experiment) -> Prepared:
         train=replace(experiment.train, threads=experiment.train.threads or max(1, int(search.cpus_per_trial or 1))),
         teacher=replace(
             experiment.teacher,
+            weights=str(Path(weights).expanduser().absolute()) if weights else None,
             train=replace(
                 experiment.teacher.train, threads=experiment.teacher.train.threads or len(os.sched_getaffinity(0))
             ),
@@ -58,20 +59,20 @@ def prepare(experiment: Experiment) -> Prepared:
     )
     data = split_data(experiment.data, load_data(experiment.data))
     space = parse(experiment)
-    shape = data.dataset.images.shape
-    for key in ("student", "teacher"):
-        name = getattr(experiment, key).name
-        try:
-            check_images(name, shape[2], shape[3])
-            create_model(name, len(data.dataset.classes), in_channels=shape[1])
-        except (ExperimentError, TypeError, ValueError) as error:
-            raise ExperimentError(str(error), key=key, value=name, where=experiment.origins.of(f"{key}.name")) from None
-    check_data(experiment, data)
     try:
-        check_data(replace(experiment, train=experiment.teacher.train), data)
-    except ExperimentError as error:
-        key, value = "teacher.train.batch_size", experiment.teacher.train.batch_size
-        raise ExperimentError(error.problem, key=key, value=value, where=experiment.origins.of(key)) from None
+        build_student(experiment, data)
+    except (ExperimentError, TypeError, ValueError) as error:
+        problem = error.problem if isinstance(error, ExperimentError) else str(error)
+        name, where = experiment.student.name, experiment.origins.of("student.name")
+        raise ExperimentError(problem, key="student", value=name, where=where) from None
+    build_teacher(experiment, data)
+    check_data(experiment, data)
+    if experiment.teacher.weights is None:
+        try:
+            check_data(replace(experiment, train=experiment.teacher.train), data)
+        except ExperimentError as error:
+            key, value = "teacher.train.batch_size", experiment.teacher.train.batch_size
+            raise ExperimentError(error.problem, key=key, value=value, where=experiment.origins.of(key)) from None
     for p in space.searched:
         if p.key == "train.batch_size":
             check_data(experiment.with_values({p.key: max(p.extremes())}), data)

@@ -1,7 +1,8 @@
 """Names -> factories for methods, models and data: the only door to a component.
 
-Three ways to name one: a name registered here, a name another package offers through an entry point of the group
-``akd.<kind>`` (for example ``akd.models``), and ``module:factory`` for a function of the user's own.
+Ways to name one: a name registered here, a name another package offers through an entry point of the group
+``akd.<kind>`` (for example ``akd.models``), ``module:factory`` for a function of the user's own, and ``family:name``
+for the names of another library that a kind knows (``torchvision:resnet18``).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Registry:
         self.kind, self.group = kind, group
         self._factories: dict[str, Callable[..., Any]] = {}
         self._info: dict[str, dict[str, Any]] = {}
+        self._families: dict[str, Callable[[str], Callable[..., Any]]] = {}
 
     def register(self, name: str, **info: Any) -> Callable[[F], F]:
         """Decorator that enters a factory under ``name``; ``info`` is kept for :meth:`info`."""
@@ -40,6 +42,19 @@ class Registry:
             return factory
 
         return enter
+
+    def family(self, prefix: str) -> Callable[[F], F]:
+        """Decorator for a function that gives the factory of ``prefix:name`` from the name, or ExperimentError."""
+
+        def enter(find: F) -> F:
+            self._families[prefix] = find
+            return find
+
+        return enter
+
+    def registered(self, name: str) -> bool:
+        """True for a name entered here, false for one that is looked up elsewhere."""
+        return name in self._factories
 
     def names(self) -> list[str]:
         """All registered names, sorted; names of other packages included."""
@@ -61,13 +76,24 @@ class Registry:
             if entry.name == name:
                 return entry.load()
         if ":" in name:
-            module, _, attribute = name.partition(":")
-            try:
-                return getattr(importlib.import_module(module), attribute)
-            except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: ':x' and '.x:y'
-                raise ExperimentError(
-                    f"cannot be imported: {error}", key=key or self.kind, value=name, where=where
-                ) from None
+            return self._elsewhere(name, key or self.kind, where)
         names = self.names()
         hint = near(name, names) or f", known are {', '.join(names)}"
         raise ExperimentError(f"there is no such {self.kind}{hint}", key=key or self.kind, value=name, where=where)
+
+    def _elsewhere(self, name: str, key: str, where: str | None) -> Callable[..., Any]:
+        """The factory of ``family:name`` or ``module:factory``."""
+        module, _, attribute = name.partition(":")
+        try:
+            if module in self._families:
+                return self._families[module](attribute)
+            found = getattr(importlib.import_module(module), attribute)
+        except ExperimentError as error:
+            raise ExperimentError(error.problem, key=key, value=name, where=where) from None
+        except Exception as error:  # a user's module may fail in any way
+            known = isinstance(error, (ImportError, AttributeError, ValueError, TypeError))
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
+            raise ExperimentError(f"cannot be imported: {reason}", key=key, value=name, where=where) from None
+        if not callable(found):
+            raise ExperimentError("is not something to call", key=key, value=name, where=where)
+        return found

@@ -63,7 +63,8 @@ def allowed(field: dataclasses.Field[Any]) -> str:
     if meta.get("choices"):
         return one_of(meta["choices"])
     kind, _ = _kind(field)
-    named = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+    named: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+    named |= {"numbers": "a list of numbers", "strings": "a list of strings"}
     words = named.get(kind, "a list of whole numbers")
     bounds = [("low", ">="), ("above", ">"), ("high", "<="), ("below", "<")]
     limits = [f"{sign} {meta[name]:g}" for name, sign in bounds if meta.get(name) is not None]
@@ -77,7 +78,8 @@ def _kind(field: dataclasses.Field[Any]) -> tuple[Any, bool]:
         text = annotation.replace(" ", "")
         optional = "None" in text.split("|")
         base = "|".join(p for p in text.split("|") if p != "None")
-        known = {"int": int, "float": float, "bool": bool, "str": str}
+        known: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
+        known |= {"tuple[float,...]": "numbers", "tuple[str,...]": "strings"}
         return known.get(base, tuple if base.startswith("tuple") else base), optional
     args = typing.get_args(annotation)
     if isinstance(annotation, types.UnionType):
@@ -101,6 +103,8 @@ def _convert(kind: Any, value: Any) -> Any:
     elif kind is str:
         if isinstance(value, str):
             return value
+    elif kind in ("numbers", "strings") and isinstance(value, (list, tuple)):
+        return tuple(_convert(float if kind == "numbers" else str, v) for v in value)
     elif kind is tuple and isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
         return tuple(value)
     raise ValueError

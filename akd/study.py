@@ -223,10 +223,14 @@ class _Study:
                 on_epoch=on_epoch,
             )
         if teacher.found and "teacher_trained" not in self.record.tags:
+            given = self.experiment.teacher.weights is not None
             self.display.say(
-                f"teacher {self.experiment.teacher.name}: found, validation {percent(teacher.accuracy)} %"
+                f"teacher {self.experiment.teacher.name}: {'given' if given else 'found'}, "
+                f"validation {percent(teacher.accuracy)} %{', images it may have seen' if given else ''}"
                 f" ({shown_path(teacher.folder)})"
             )
+            if given:
+                self.record.tags |= {"teacher_saw_validation": "may have"}
         self.record.tags |= {"teacher_hash": teacher.hash}
         self.record.results["teacher/val_accuracy"] = teacher.accuracy
         self.record.write(self.folder)

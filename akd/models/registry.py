@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,18 +16,48 @@ from akd.seeds import derive
 networks = Registry("model", "akd.models")
 
 
-def create_model(name: str, num_classes: int, **kw: Any) -> nn.Module:
+def create_model(
+    name: str, num_classes: int, *, image_size: tuple[int, int] = (32, 32), taps: Sequence[str] = (), **kw: Any
+) -> nn.Module:
     """A network whose ``forward(x [B, channels, H, W], preact=False)`` gives an :class:`akd.models.Output`.
 
     Args:
-        name: a registered name or ``module:factory``.
+        name: a registered name, ``module:factory``, ``torchvision:name`` or ``timm:name``.
         num_classes: width C of the logits.
+        image_size: height and width; networks that are not registered are probed with such an image.
+        taps: modules whose outputs are the maps of a network that is not registered; default found by themselves.
         **kw: ``in_channels`` (default 3) and what else the factory takes.
 
     Raises:
-        ExperimentError: no such name.
+        ExperimentError: no such name, or the network does not fit classes or images.
     """
-    return networks.get(name, key="model")(num_classes=num_classes, **kw)
+    factory = networks.get(name, key="model")
+    if networks.registered(name):
+        if taps:
+            raise ExperimentError(
+                "has its own maps; taps can be named for other networks only", key="model", value=name
+            )
+        return factory(num_classes=num_classes, **kw)
+    from akd.models.adapter import adapt
+
+    try:
+        made = factory(**_accepted(factory, {"num_classes": num_classes, **kw}))
+        if not isinstance(made, nn.Module):
+            raise ExperimentError(f"gives a {type(made).__name__}, not a torch.nn.Module")
+        return adapt(made, num_classes, kw.get("in_channels", 3), image_size, taps)
+    except ExperimentError as error:
+        raise ExperimentError(error.problem, key="model", value=name) from None
+
+
+def _accepted(factory: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The arguments a user's factory has a name for: one may be made for its data alone."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # a builtin that does not tell
+        return values
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return values
+    return {k: v for k, v in values.items() if k in parameters}
 
 
 def seeded_model(name: str, num_classes: int, seed: int, **kw: Any) -> nn.Module:
@@ -46,10 +78,10 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def check_images(model: str, height: int, width: int) -> None:
-    """Refuse images outside the sizes the CIFAR networks are made for.
+    """Refuse images outside the sizes the CIFAR networks are made for; other networks are probed instead.
 
     Raises:
         ExperimentError: smaller than 8x8 or larger than 64x64.
     """
-    if not (8 <= height <= 64 and 8 <= width <= 64):
+    if networks.registered(model) and not (8 <= height <= 64 and 8 <= width <= 64):
         raise ExperimentError(f"takes images of 8x8 to 64x64, these have {height}x{width}", key="model", value=model)

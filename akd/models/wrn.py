@@ -7,7 +7,7 @@ distillation literature shares.
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -85,13 +85,5 @@ class WideResNet(nn.Module):
         return Output(self.fc(embedding), embedding, tuple(after), tuple(before) if preact else None)
 
 
-@networks.register("wrn_16_1", paper="arXiv:1605.07146")
-def wrn_16_1(num_classes: int, **kw: Any) -> WideResNet:
-    """WRN-16-1."""
-    return WideResNet(16, 1, num_classes, **kw)
-
-
-@networks.register("wrn_16_2", paper="arXiv:1605.07146")
-def wrn_16_2(num_classes: int, **kw: Any) -> WideResNet:
-    """WRN-16-2."""
-    return WideResNet(16, 2, num_classes, **kw)
+for _depth, _widen in ((16, 1), (16, 2), (40, 1), (40, 2)):
+    networks.register(f"wrn_{_depth}_{_widen}", paper="arXiv:1605.07146")(partial(WideResNet, _depth, _widen))

@@ -1,9 +1,13 @@
-"""Training a teacher once and finding it again: kept under a hash of everything its weights depend on."""
+"""Training a teacher once and finding it again: kept under a hash of everything its weights depend on.
+
+A teacher whose weights are given is kept the same way, with the accuracy that was measured instead of trained for.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +17,18 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from torch import nn
 
+from akd import checkpoint
 from akd import folder as run_folder
 from akd.config import Experiment, StudentConfig
+from akd.data.augment import normalise
 from akd.data.dataset import TrainData
+from akd.errors import ExperimentError
 from akd.fit import EpochRecord
 from akd.methods import MethodConfig
 from akd.methods.none import NoneConfig
-from akd.models import create_model
+from akd.metrics import evaluate
+from akd.models import check_images, create_model, load_weights, networks, seeded_model
+from akd.teacher.source import Renormalised
 
 
 @dataclass(frozen=True)
@@ -29,8 +38,8 @@ class Teacher:
     Attributes:
         hash: of architecture, training settings, data and split.
         folder: its run folder.
-        accuracy: top-1 on the validation split, which it was not trained on.
-        found: it was there already.
+        accuracy: top-1 on the validation split, which it was not trained on (if its weights were given: may have been).
+        found: it was there already, or its weights were given.
     """
 
     hash: str
@@ -43,11 +52,37 @@ def as_experiment(experiment: Experiment) -> Experiment:
     """The teacher's own training as an experiment: the teacher network in the student's place, hard labels only."""
     return replace(
         experiment,
-        student=StudentConfig(name=experiment.teacher.name),
+        student=StudentConfig(name=experiment.teacher.name, taps=experiment.teacher.taps),
         method=MethodConfig(host=NoneConfig()),
         train=experiment.teacher.train,
         space={},
     )
+
+
+def build(experiment: Experiment, data: TrainData) -> nn.Module:
+    """The teacher's network, in eval mode; with its weights if they are given.
+
+    Raises:
+        ExperimentError: name, images, weights or normalisation do not fit; the message names the key.
+    """
+    teacher, images = experiment.teacher, data.dataset.images
+    key, value = "teacher", teacher.name
+    try:
+        check_images(teacher.name, images.shape[2], images.shape[3])
+        size = (images.shape[2], images.shape[3])
+        kw = {"in_channels": images.shape[1], "image_size": size, "taps": teacher.taps}
+        net = seeded_model(teacher.name, len(data.dataset.classes), experiment.train.seed, **kw)
+        if teacher.weights is not None:
+            key, value = "teacher.weights", teacher.weights
+            load_weights(net, Path(teacher.weights))
+        key, value = "teacher.mean", str(list(teacher.mean))
+        if teacher.mean and len(teacher.mean) != images.shape[1]:
+            raise ExperimentError(f"must have {images.shape[1]} values, one for each channel")
+    except (ExperimentError, TypeError, ValueError) as error:
+        problem = error.problem if isinstance(error, ExperimentError) else str(error)
+        where = experiment.origins.of(f"{key}.name" if key == "teacher" else key)
+        raise ExperimentError(problem, key=key, value=value, where=where) from None
+    return net.eval()
 
 
 def teacher_hash(experiment: Experiment, data: TrainData) -> str:
@@ -55,7 +90,8 @@ def teacher_hash(experiment: Experiment, data: TrainData) -> str:
     own = as_experiment(experiment).to_dict()
     augment = data.augment
     parts = {
-        "model": own["student"],
+        # An empty list of taps says nothing; left out, so that teachers kept before there were taps are found.
+        "model": {k: v for k, v in own["student"].items() if v},
         # Threads change a sum's rounding, not what the teacher is; machines differ in them.
         "train": {k: v for k, v in own["train"].items() if k != "threads"},
         "data": data.hash,
@@ -63,7 +99,32 @@ def teacher_hash(experiment: Experiment, data: TrainData) -> str:
         "normalise": [data.dataset.mean, data.dataset.std],
         "format": 1,
     }
+    teacher = experiment.teacher
+    if not networks.registered(teacher.name):  # its code is not akd's: what it builds tells one version from another
+        parts["network"] = str(build(experiment, data))
+    if teacher.weights is not None:
+        del parts["train"], parts["augment"]
+        parts["weights"] = hashlib.sha256(Path(teacher.weights).read_bytes()).hexdigest()
+        parts["own normalise"] = [teacher.mean, teacher.std]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _keep_given(folder: Path, own: Experiment, experiment: Experiment, data: TrainData, run: run_folder.Run) -> None:
+    """Fill the folder of a teacher whose weights are given: measured on the validation split, not trained."""
+    teacher, dataset = experiment.teacher, data.dataset
+    net = build(experiment, data)
+    mean, std = teacher.mean or dataset.mean, teacher.std or dataset.std
+    means, stds = (torch.tensor(v, dtype=torch.float64) for v in (mean, std))
+    batches = ((normalise(dataset.images[rows], means, stds), dataset.labels[rows]) for rows in data.val.split(512))
+    scores = {f"val/{k}": v for k, v in evaluate(net, batches).items()}
+    facts = {"epoch": 0, "validation_accuracy": scores["val/accuracy"], "weights": Path(teacher.weights or "").name}
+    facts["normalise"] = {"mean": list(mean), "std": list(std), "range": "0..1"}
+    facts["data_normalise"] = {"mean": list(dataset.mean), "std": list(dataset.std), "range": "0..1"}
+    run_folder.create(folder, own, run)
+    run_folder.export(folder / "student", net, own, data, facts)
+    line = json.dumps({"epoch": 0, "at": time.time(), **scores})
+    checkpoint.write_text(folder / "history.jsonl", line + "\n")
+    run.end(folder, run_folder.COMPLETE, None, **scores)
 
 
 def obtain(
@@ -89,6 +150,11 @@ def obtain(
         run = run_folder.Run.read(folder)
         if run is not None and run.state == run_folder.COMPLETE:
             return Teacher(name, folder, run_folder.accuracy(folder), found=True)
+        if experiment.teacher.weights is not None:
+            tags = {"teacher_hash": name, "teacher_saw_validation": "may have"}
+            given = run_folder.Run("teacher", f"teacher {own.student.name}", tags=tags)
+            _keep_given(folder, own, experiment, data, given)
+            return Teacher(name, folder, run_folder.accuracy(folder), found=True)
         if run is None:
             tags = {"teacher_hash": name}
             run = run_folder.Run("teacher", f"teacher {own.student.name}", tags=tags)
@@ -102,11 +168,17 @@ def obtain(
 def load_student(folder: Path, device: torch.device | str = "cpu") -> nn.Module:
     """A network handed over by akd (``student.safetensors`` with ``config.json`` beside it), in eval mode."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model = create_model(config["model"], config["num_classes"], in_channels=config["in_channels"])
+    kw = {"in_channels": config["in_channels"], "image_size": tuple(config["image_size"])}
+    model = create_model(config["model"], config["num_classes"], taps=config.get("taps", ()), **kw)
     model.load_state_dict(load_file(folder / "student.safetensors"))
     return model.to(device).eval()
 
 
 def load_teacher(folder: Path, device: torch.device | str = "cpu") -> nn.Module:
-    """The network of a teacher's run folder, in eval mode."""
-    return load_student(folder / "student", device)
+    """The network of a teacher's run folder, in eval mode, for images normalised as the student sees them."""
+    model = load_student(folder / "student", device)
+    config = json.loads((folder / "student" / "config.json").read_text(encoding="utf-8"))
+    own, data = config["normalise"], config.get("data_normalise", config["normalise"])
+    if (own["mean"], own["std"]) == (data["mean"], data["std"]):
+        return model
+    return Renormalised(model, own["mean"], own["std"], data["mean"], data["std"]).to(device).eval()

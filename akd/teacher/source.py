@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -19,6 +20,42 @@ class TeacherSource(Protocol):
 
     def probe(self, image: Tensor) -> Output:
         """Outputs for any image, for the shapes alone."""
+
+
+class Renormalised(nn.Module):
+    """A network that was trained with another normalisation, for images normalised as the student sees them.
+
+    The student's batch is shared: one multiplication and one addition lead from its normalisation to the network's.
+
+    Args:
+        net: gives an Output.
+        mean, std: [C] of the network's own training.
+        data_mean, data_std: [C] of the images it will be given.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        data_mean: Sequence[float],
+        data_std: Sequence[float],
+    ):
+        super().__init__()
+        self.net = net
+        m, s, dm, ds = (
+            torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (mean, std, data_mean, data_std)
+        )
+        dtype = next((p.dtype for p in net.parameters()), torch.float32)
+        self.register_buffer("scale", (ds / s).to(dtype))
+        self.register_buffer("shift", ((dm - m) / s).to(dtype))
+
+    def forward(self, x: Tensor, preact: bool = False) -> Output:
+        x = torch.addcmul(self.shift, x, self.scale)
+        return self.net(x, preact=True) if preact else self.net(x)
 
 
 class LiveTeacher:
