@@ -154,7 +154,7 @@ class TestMistakes:
                 "method: {host: {name: none, temperature: 4}}",
                 ":1: method.host.temperature: unknown key, allowed are name",
             ),
-            ("method: {veiws: 1}", ":1: method.veiws: unknown key, allowed are host"),
+            ("method: {veiws: 1}", ":1: method.veiws: unknown key, did you mean 'views'?"),
             ("search: {sampler: tpee}", ":1: search.sampler = 'tpee': must be one of random, tpe, did you mean 'tpe'?"),
             (
                 "search: {scheduler: none, grace: 2}",

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from akd.config import resolve
 from akd.data import Batch
-from akd.methods import Method, Shapes, create_method, hosts
+from akd.methods import Method, Shapes, TeacherViews, WithViews, create_method, hosts, views
 from akd.models import Output, create_model
 from akd.teacher import LiveTeacher
 
@@ -29,18 +29,24 @@ class Spec:
         method: what stands under ``method:`` in an experiment file.
         minimal: terms that are 0, with zero gradient, when student and teacher agree.
         views: the teacher comes with view logits.
+        draws: draws random numbers, which go by a sample's place in the batch.
         train: settings under ``train:``.
     """
 
     method: Any
     minimal: tuple[str, ...] = ()
     views: bool = False
+    draws: bool = False
     train: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        host = self.method if isinstance(self.method, str) else self.method["host"]
-        words = host if isinstance(host, str) else "-".join(str(v) for v in host.values())
+        parts = [self.method] if isinstance(self.method, str) else self.method.values()
+        words = "-".join(p if isinstance(p, str) else "-".join(map(str, p.values())) for p in parts)
         return words + "-views" * self.views + "".join(f"-{k}" for k in self.train)
+
+
+def angular(**settings: Any) -> dict[str, Any]:
+    return {"host": {"name": "kd", "weight": 2.0}, "views": {"name": "angular_kd", **settings}}
 
 
 SPECS = [
@@ -51,6 +57,12 @@ SPECS = [
     Spec("kd", minimal=("kd",), views=True),
     Spec({"host": {"name": "kd", "temperature": 1.0}}, minimal=("kd",)),
     Spec({"host": {"name": "kd", "temperature": 20.0, "weight": 3.0, "ce_weight": 0.0}}, minimal=("kd",), views=True),
+    Spec("angular_kd", draws=True),
+    Spec("angular_kd", draws=True, train={"label_smoothing": 0.1}),
+    Spec(angular(count=1), draws=True),
+    Spec(angular(count=8, head="low_rank", head_rank=3, tau_angle=4.0, detach=False), draws=True),
+    Spec(angular(head="projected", head_width=6, dropout_low=0.0, dropout_high=0.0, margin=0.5)),
+    Spec(angular(as_released=True, head_init="across", detach=False), draws=True),
 ]
 
 
@@ -174,6 +186,8 @@ class TestMethod:
 
     def test_batch_order_does_not_matter(self, spec: Spec) -> None:
         method = build(spec).double()
+        if spec.draws:
+            method.eval()
         student, teacher = self.pair(spec, torch.float64)
         lam = torch.linspace(0, 1, B)
         batch = make_batch(lam=lam, target2=make_batch().target.roll(1), view=(torch.arange(B) % 3 == 0).long())
@@ -310,6 +324,19 @@ def test_registered_with_a_config_whose_defaults_build(name: str) -> None:
     assert isinstance(method, Method)
 
 
+@pytest.mark.parametrize("name", views.names())
+def test_views_are_registered_with_a_config_whose_defaults_build(name: str) -> None:
+    config = views.info(name)["config"]
+    assert config().name == name
+    assert views.info(name)["summary"]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config().name = "other"
+    method = create_method(resolve({"method": name}).method, Shapes(C, 8, 8, STUDENT, STUDENT))
+    assert isinstance(method, WithViews)
+    assert isinstance(method.views, TeacherViews)
+
+
 def test_every_registered_method_is_under_contract() -> None:
-    listed = {resolve({"method": spec.method}).method.host_name for spec in SPECS}
-    assert listed == set(hosts.names())
+    listed = [resolve({"method": spec.method}).method for spec in SPECS]
+    assert {m.host_name for m in listed} == set(hosts.names())
+    assert {m.views_name for m in listed} - {None} == set(views.names())
