@@ -1,4 +1,4 @@
-"""The angles of Angular-KD (Yu, Nam, Katabi and Son 2025, arXiv:2510.22480): losses between views and their teacher.
+"""The angles of Angular-KD (Yu et al. 2025, arXiv:2510.22480): losses between views and their teacher.
 
 Views A [B, N, K] of one teacher are pushed apart in angle and held near their anchor R [B, K], the teacher's own
 vector. K counts features (embeddings) or classes (probabilities). With hats for unit vectors and g the margin:

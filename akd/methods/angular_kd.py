@@ -1,4 +1,7 @@
-"""Angular-KD (Yu, Nam, Katabi and Son 2025, "Angular-KD", arXiv:2510.22480): trained views of one teacher, for any host.
+"""Angular-KD: trained views of one teacher, spread in angle, for any host.
+
+Yu, Nam, Katabi and Son 2025, "Single-teacher view augmentation: boosting knowledge distillation via angular
+diversity", arXiv:2510.22480.
 
     L = L_host(student, ensemble) + sum_x [ inter_x (constraint * L_con + diversity * L_div) + intra_x * L_intra ]
         + supervision * mean_i CE(Z_i, y),        x in {embedding, logit}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from akd.data.batch import Batch
@@ -131,6 +130,17 @@ class MethodConfig:
     @property
     def views_name(self) -> str | None:
         return None if self.views is None else str(self.views.name)
+
+    @property
+    def warmup_epochs(self) -> int:
+        """Head epochs before the student's first."""
+        return int(getattr(self.views, "head_warmup_epochs", 0))
+
+    def without_warmup(self) -> MethodConfig:
+        """The same method with no head epochs."""
+        if not self.warmup_epochs:
+            return self
+        return replace(self, views=replace(self.views, head_warmup_epochs=0))
 
     @property
     def name(self) -> str:

@@ -198,7 +198,7 @@ class TestMethod:
         two = method(*(map_output(o, lambda t: t[order]) for o in (student, teacher)), turned)
         assert one.keys() == two.keys()
         for name in one:
-            assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-12), name
+            assert one[name].item() == pytest.approx(two[name].item(), rel=1e-12), name
 
     @pytest.mark.parametrize("scale", [2.0, 1000.0])
     def test_finite_in_bfloat16(self, spec: Spec, scale: float) -> None:
@@ -219,13 +219,13 @@ class TestMethod:
         wide = build(spec)(*rounded, make_batch())
         low = build(spec).bfloat16()(*(map_output(o, lambda t: t.bfloat16()) for o in rounded), make_batch())
         for name in wide:
-            assert float(low[name]) == pytest.approx(float(wide[name]), rel=2e-2, abs=1e-3), name
+            assert low[name].item() == pytest.approx(wide[name].item(), rel=2e-2, abs=1e-3), name
 
     def test_state_dict_round_trip(self, spec: Spec) -> None:
         one, two = build(spec, seed=0), build(spec, seed=1)
         two.load_state_dict(one.state_dict())
         a, b = (m(*self.pair(spec), make_batch()) for m in (one, two))
-        assert {k: float(v) for k, v in a.items()} == {k: float(v) for k, v in b.items()}
+        assert {k: v.item() for k, v in a.items()} == {k: v.item() for k, v in b.items()}
 
     def test_seed_decides_the_initial_parameters_and_leaves_the_global_generator_alone(self, spec: Spec) -> None:
         before = torch.get_rng_state()
@@ -253,7 +253,7 @@ class TestMethod:
             sizes = [rows.stop - rows.start for rows in parts]
             got = {k: sum(n * t[k] for n, t in zip(sizes, terms, strict=True)) / B for k in whole}
         for name in whole:
-            assert float(got[name]) == pytest.approx(float(whole[name]), rel=1e-12), name
+            assert got[name].item() == pytest.approx(whole[name].item(), rel=1e-12), name
 
     def test_strong_view_rows_carry_no_hard_label(self, spec: Spec) -> None:
         method, view = build(spec), (torch.arange(B) < 4).long()
@@ -261,13 +261,13 @@ class TestMethod:
         wrong = torch.where(view == 1, (one.target + 1) % C, one.target)
         two = make_batch(view=view, target=wrong, target2=wrong)
         a, b = method(*self.pair(spec), one), method(*self.pair(spec), two)
-        assert {k: float(v) for k, v in a.items()} == {k: float(v) for k, v in b.items()}
+        assert {k: v.item() for k, v in a.items()} == {k: v.item() for k, v in b.items()}
         nothing = method(*self.pair(spec), make_batch(view=torch.ones(B, dtype=torch.long)))
         assert all(term.isfinite() for term in nothing.values())
         if "ce" in nothing:
-            assert float(nothing["ce"]) == 0
+            assert nothing["ce"].item() == 0
             standard = method(*self.pair(spec), make_batch())
-            assert float(a["ce"]) != float(standard["ce"])
+            assert a["ce"].item() != standard["ce"].item()
 
     def test_hard_labels_are_mixed_by_lam(self, spec: Spec) -> None:
         method = build(spec).double()
@@ -282,10 +282,10 @@ class TestMethod:
         for i in range(B):
             only = (torch.arange(B) != i).long()  # every other row is strong, so the mean is this row's label alone
             one, two = (
-                float(method(*outputs, make_batch(view=only, target=t, target2=t))["ce"]) for t in (first, second)
+                method(*outputs, make_batch(view=only, target=t, target2=t))["ce"].item() for t in (first, second)
             )
             want += (float(lam[i]) * one + (1 - float(lam[i])) * two) / B
-        assert float(mixed["ce"]) == pytest.approx(want, rel=1e-12)
+        assert mixed["ce"].item() == pytest.approx(want, rel=1e-12)
 
     def test_needs_a_teacher_only_if_it_says_so(self, spec: Spec) -> None:
         method, (student, teacher) = build(spec), self.pair(spec)
@@ -294,7 +294,7 @@ class TestMethod:
                 method(student, None, make_batch())
         else:
             alone, beside = method(student, None, make_batch()), method(student, teacher, make_batch())
-            assert {k: float(v) for k, v in alone.items()} == {k: float(v) for k, v in beside.items()}
+            assert {k: v.item() for k, v in alone.items()} == {k: v.item() for k, v in beside.items()}
             assert method.soft_weight() == 0
 
 
