@@ -260,7 +260,8 @@ def _method(tree: dict[str, Any], origins: Origins, strict: bool) -> MethodConfi
 def _views(given: Any, host: Any, origins: Origins, strict: bool) -> Any:
     if given is None:
         return None
-    values, where = _mapping(given, "method.views", origins), origins.of("method.views.name")
+    values = _mapping(given, "method.views", origins)
+    where = origins.of("method.views.name") or origins.of("method.views")
     name = values.get("name")
     if name is None:
         raise ExperimentError(
