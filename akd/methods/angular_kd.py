@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -105,13 +104,13 @@ class AngularKD(TeacherViews):
         config = self.config
         features, anchor, logits = self.heads(teacher.embedding, batch)
         teacher_logits = teacher.logits.to(logits.dtype)
-        soft = partial(F.softmax, dim=-1)
-        terms = self._angles("embedding", features, anchor)
-        terms |= self._angles("logit", soft(logits / config.tau_angle), soft(teacher_logits / config.tau_angle))
+        near = angular.cosines(features, anchor)
+        soft, soft_anchor = (F.softmax(z / config.tau_angle, dim=-1) for z in (logits, teacher_logits))
+        terms = self._angles("embedding", features, anchor, near) | self._angles("logit", soft, soft_anchor)
         if config.supervision:
             terms["supervision"] = _supervision(logits, batch)
         embeddings = self.heads.lift(features, teacher.embedding)
-        self._measure(features, anchor, logits, teacher_logits, batch)
+        self._measure(near, logits, teacher_logits, batch)
         if config.detach:
             logits, embeddings = logits.detach(), embeddings.detach()
         return teacher._replace(view_logits=logits, view_embeddings=embeddings, view_weights=self.shares), terms
@@ -126,12 +125,20 @@ class AngularKD(TeacherViews):
     def mass(config: AngularKDConfig) -> float:
         return math.fsum(angular.ensemble_weights(config.count, config.view_weight, _norm(config)))
 
-    def _angles(self, kind: str, of_views: Tensor, anchor: Tensor) -> dict[str, Tensor]:
-        """Constraint, diversity and intra-angle of one kind of vectors, [B, N, K] and [B, K]; those with a weight."""
+    def _angles(
+        self, kind: str, of_views: Tensor, anchor: Tensor, found: angular.Similarities | None = None
+    ) -> dict[str, Tensor]:
+        """Constraint, diversity and intra-angle of one kind of vectors, [B, N, K] and [B, K]; those with a weight.
+
+        Args:
+            found: their cosines, if they are known.
+        """
         config, terms = self.config, {}
         released = {"embedding": angular.released_feature_similarities, "logit": angular.released_logit_similarities}
         if {f"{kind}_constraint", f"{kind}_diversity"} & self._weights.keys():
-            found = (released[kind] if config.as_released else angular.cosines)(of_views, anchor)
+            if config.as_released:
+                found = released[kind](of_views, anchor)
+            found = found or angular.cosines(of_views, anchor)
             if f"{kind}_constraint" in self._weights:
                 terms[f"{kind}_constraint"] = angular.constraint(found, config.margin, config.contrast_temperature)
             if f"{kind}_diversity" in self._weights:
@@ -142,9 +149,9 @@ class AngularKD(TeacherViews):
         return terms
 
     @torch.no_grad()
-    def _measure(self, features: Tensor, anchor: Tensor, logits: Tensor, teacher: Tensor, batch: Batch) -> None:
+    def _measure(self, found: angular.Similarities, logits: Tensor, teacher: Tensor, batch: Batch) -> None:
         """What to watch: angles in degrees, shares, accuracies, and the ensemble's loss with its bound."""
-        found, count = angular.cosines(features, anchor), self.config.count
+        count = self.config.count
         standard = (batch.view == 0).to(logits.dtype)
         standard = standard / standard.sum().clamp(min=1)
         members = torch.cat([teacher[:, None], logits], 1).log_softmax(-1)
