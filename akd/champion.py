@@ -61,7 +61,8 @@ def run_final(
         run = Run("final", name)
         run_folder.create(folder, experiment, run)
     on_start(folder)
-    source = LiveTeacher(load_teacher(teacher, device)) if experiment.needs_teacher and teacher else None
+    needs = experiment.method.needs
+    source = LiveTeacher(load_teacher(teacher, device), needs) if needs and teacher else None
     result = run_folder.train(
         folder, experiment, data.with_validation_joined(), source, device=device, on_epoch=on_epoch
     )

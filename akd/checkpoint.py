@@ -1,7 +1,8 @@
 """Checkpoints: written whole or not at all, checked before they are read, and never a pickle that runs code.
 
-A checkpoint is a folder ``epoch_000012`` with ``weights.safetensors`` (every tensor), ``state.json`` (everything
-else) and ``manifest.json`` (size and SHA-256 of both). It is written beside its place, flushed to disk and renamed.
+A checkpoint is a folder ``epoch_000012`` (``epoch_000000_head_000003`` in head warm-up) with ``weights.safetensors``
+(every tensor), ``state.json`` (everything else) and ``manifest.json`` (size and SHA-256 of both). It is written beside
+its place, flushed to disk and renamed.
 """
 
 from __future__ import annotations
@@ -58,21 +59,34 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save(folder: Path, epoch: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2) -> Path:
+def name(epoch: int, head_epoch: int = 0) -> str:
+    """What the checkpoint of an epoch is called, or of a head epoch, which comes before epoch 1; sorts by age."""
+    return f"{_PREFIX}{epoch:06d}" + (f"_head_{head_epoch:06d}" if head_epoch and not epoch else "")
+
+
+def save(
+    folder: Path,
+    epoch: int,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    keep: int = 2,
+    head_epoch: int = 0,
+) -> Path:
     """Write the checkpoint of an epoch under ``folder`` and drop all but the newest ``keep``.
 
     Args:
         folder: parent of all checkpoints of a run.
-        epoch: counted from 1; names the checkpoint.
+        epoch: counted from 1, 0 within head warm-up; names the checkpoint.
         tensors: flat name -> tensor.
         state: JSON values.
         keep: how many to leave; two, so that a damaged one has a predecessor.
+        head_epoch: counted from 1 within head warm-up.
 
     Returns:
         The checkpoint's folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"{_PREFIX}{epoch:06d}"
+    final = folder / name(epoch, head_epoch)
     for left in folder.glob(f".{_PREFIX}*"):  # of a writer that was killed; a run has one writer
         shutil.rmtree(left, ignore_errors=True)
     side = folder / f".{final.name}.{os.getpid()}"

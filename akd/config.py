@@ -19,8 +19,9 @@ from akd import yamlfile
 from akd.data.dataset import DataConfig
 from akd.data.dataset import readers as data_readers
 from akd.errors import ExperimentError, near
-from akd.methods import MethodConfig, hosts
+from akd.methods import MethodConfig, hosts, views
 from akd.models.registry import networks
+from akd.registry import Registry
 from akd.settings import Origins, build, check_value, setting
 
 
@@ -120,9 +121,10 @@ class Experiment:
             ExperimentError: a key is unknown for the resulting method, or a value is out of range.
         """
         tree = self.to_dict()
-        host = values.get("method.host.name")
-        if host is not None and host != self.method.host_name:
-            tree["method"]["host"] = {"name": host}
+        for part, mine in (("host", self.method.host_name), ("views", self.method.views_name)):
+            name = values.get(f"method.{part}.name")
+            if name is not None and name != mine:  # another member starts from its own defaults
+                tree["method"][part] = {"name": name}
         for key, value in values.items():
             _put(tree, key, value, self.origins)
         return resolve(tree, self.origins, strict=False)
@@ -130,11 +132,15 @@ class Experiment:
     @property
     def needs_teacher(self) -> bool:
         """True if the method as configured asks the teacher for anything."""
-        return bool(hosts.get(self.method.host_name).needs)  # type: ignore[attr-defined]
+        return bool(self.method.needs)
 
 
 _SHORT = {"data": "name", "teacher": "name", "student": "name"}
-_NAMED = {k: f"{k}.name" for k in _SHORT} | {"method": "method.host.name", "method.host": "method.host.name"}
+_NAMED = {k: f"{k}.name" for k in _SHORT} | {
+    "method": "method.host.name",
+    "method.host": "method.host.name",
+    "method.views": "method.views.name",
+}
 _SECTIONS: dict[str, Any] = {
     "data": DataConfig,
     "teacher": TeacherConfig,
@@ -165,15 +171,17 @@ def _mapping(value: Any, key: str, origins: Origins) -> dict[str, Any]:
 
 
 def _expand(tree: dict[str, Any], origins: Origins) -> dict[str, Any]:
-    """Shorthands spelled out: ``data: cifar100``, ``method: kd``, ``method: {host: kd}``."""
+    """Shorthands spelled out: ``data: cifar100``, ``method: kd``, ``method: angular_kd``, ``method: {host: kd}``."""
     for key, name in _SHORT.items():
         if isinstance(tree.get(key), str):
             tree[key] = {name: tree[key]}
     if isinstance(tree.get("method"), str):
-        tree["method"] = {"host": tree["method"]}
+        name = tree["method"]
+        tree["method"] = {"views": name} if name not in hosts and name in views else {"host": name}
     method = tree.get("method")
-    if isinstance(method, Mapping) and isinstance(method.get("host"), str):
-        tree["method"] = {**method, "host": {"name": method["host"]}}
+    if isinstance(method, Mapping):
+        named = {k: {"name": method[k]} for k in ("host", "views") if isinstance(method.get(k), str)}
+        tree["method"] = {**method, **named}
     return tree
 
 
@@ -188,7 +196,9 @@ def _put(tree: dict[str, Any], key: str, value: Any, origins: Origins) -> None:
             space = _mapping(node["space"], "space", origins)
             node["space"] = {**space, ".".join(parts[depth + 1 :]): value}
             return
-        child = node.setdefault(part, {})
+        if node.get(part) is None:  # missing, or a section with nothing under it
+            node[part] = {}
+        child = node[part]
         if not isinstance(child, dict):
             above = ".".join(parts[: depth + 1])
             raise ExperimentError(f"{above} holds a value, not keys", key=key, value=value, where=origins.of(key))
@@ -198,7 +208,7 @@ def _put(tree: dict[str, Any], key: str, value: Any, origins: Origins) -> None:
         if key in _SHORT:
             node[last]["name"] = value
             return
-        if key in ("method", "method.host"):
+        if key in ("method", "method.host", "method.views"):
             node[last] = value
             _expand(tree, origins)
             return
@@ -246,22 +256,56 @@ def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: 
 
 
 def _method(tree: dict[str, Any], origins: Origins, strict: bool) -> MethodConfig:
-    host = _mapping(tree.pop("host", {"name": "kd"}), "method.host", origins)
-    name = host.setdefault("name", "kd")
+    host = _member(hosts, "host", tree.pop("host", {}) or {}, "kd", origins, strict)
+    teacher_views = _views(tree.pop("views", None), host, origins, strict)
+    ready = {"host": host, "views": teacher_views}
+    return build(MethodConfig, tree, prefix="method", origins=origins, strict=strict, ready=ready)
+
+
+def _views(given: Any, host: Any, origins: Origins, strict: bool) -> Any:
+    if given is None:
+        return None
+    values = _mapping(given, "method.views", origins)
+    where = origins.of("method.views.name") or origins.of("method.views")
+    name = values.get("name")
+    if name is None:
+        raise ExperimentError(
+            f"needs a name, known are {', '.join(views.names())}", key="method.views.name", where=where
+        )
+    if name == "none":
+        for key in values.keys() - {"name"}:
+            place = origins.of(f"method.views.{key}")
+            raise ExperimentError("has no effect without views", key=f"method.views.{key}", where=place)
+        return None
+    found = _member(views, "views", values, "", origins, strict)
+    if not getattr(hosts.get(host.name), "needs", ()):
+        problem = f"have no effect over {host.name}, which learns from no teacher"
+        raise ExperimentError(problem, key="method.views", value=name, where=where)
+    return found
+
+
+def _member(registry: Registry, part: str, given: Any, default: str, origins: Origins, strict: bool) -> Any:
+    """The config object of ``method.host`` or ``method.views``."""
+    key = f"method.{part}"
+    values = _mapping(given, key, origins)
+    name, where = values.setdefault("name", default), origins.of(f"{key}.name")
     if not isinstance(name, str):
-        where = origins.of("method.host.name")
-        raise ExperimentError("must be a string", key="method.host.name", value=name, where=where)
-    hosts.get(name, key="method.host", where=origins.of("method.host.name"))
-    cls = hosts.info(name).get("config")
+        raise ExperimentError("must be a string", key=f"{key}.name", value=name, where=where)
+    other, other_part = (views, "views") if registry is hosts else (hosts, "host")
+    if name not in registry and name in other:
+        problem = f"is no {registry.kind}; write method.{other_part}: {name}"
+        raise ExperimentError(problem, key=key, value=name, where=where)
+    registry.get(name, key=key, where=where, also=other.names() if name not in registry else ())
+    cls = registry.info(name).get("config")
     if cls is None:
         raise ExperimentError(
-            "has no config class; register it with akd.methods.hosts.register(name, config=...)",
-            key="method.host",
+            f"has no config class; register it with akd.methods.{'hosts' if part == 'host' else 'views'}"
+            ".register(name, config=...)",
+            key=key,
             value=name,
-            where=origins.of("method.host.name"),
+            where=where,
         )
-    config = build(cls, host, prefix="method.host", origins=origins, strict=strict)
-    return build(MethodConfig, tree, prefix="method", origins=origins, strict=strict, ready={"host": config})
+    return build(cls, values, prefix=key, origins=origins, strict=strict)
 
 
 def _check_names(parts: Mapping[str, Any], origins: Origins) -> None:

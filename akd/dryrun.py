@@ -22,7 +22,7 @@ _STEPS = 6
 
 
 def step_seconds(experiment: Experiment, data: TrainData) -> float:
-    """Seconds of one training step here, live teacher included, from a few steps with untrained networks."""
+    """Seconds of one step of a student here, live teacher included, from a few steps with untrained networks."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batch = experiment.train.batch_size
     few = replace(data, train=data.train[: batch * min(_STEPS, len(data.train) // batch)], val=data.val[:0])
@@ -33,7 +33,7 @@ def step_seconds(experiment: Experiment, data: TrainData) -> float:
         source = LiveTeacher(fit(short, first, None, device=device).student)
     seconds: list[float] = []
     # The first epoch warms up; the second counts.
-    timed = replace(experiment, train=replace(experiment.train, epochs=2))
+    timed = replace(experiment, train=replace(experiment.train, epochs=2), method=experiment.method.without_warmup())
     fit(timed, few, source, device=device, report=lambda r: seconds.append(r.metrics["time/epoch_s"]))
     return seconds[-1] / (len(few.train) // batch)
 
@@ -75,9 +75,11 @@ def show(ready: Prepared, console: Console) -> None:
     mean = expected_epochs(epochs, search.grace, search.eta, search.scheduler)
     cores = int(len(os.sched_getaffinity(0)) // (search.cpus_per_trial or 1))
     concurrent = max(1, min(search.concurrent or cores, cores))
-    searching = steps * (trial * mean * search.trials + (trial + alone) * epochs) / concurrent
+    # A head epoch runs the teacher and the heads, but no student.
+    heads = experiment.method.warmup_epochs * max(0.0, trial - alone)
+    searching = steps * ((trial * mean + heads) * search.trials + (trial + alone) * epochs) / concurrent
     final_steps = (len(data.train) + len(data.val)) // experiment.train.batch_size
-    final = (search.champion_seeds or 1) * epochs * final_steps * (2 * trial + alone)
+    final = (search.champion_seeds or 1) * final_steps * (epochs * (2 * trial + alone) + heads)
     parts = {
         "teacher, unless one is kept": teacher if ready.wants_teacher and not experiment.teacher.weights else 0.0,
         "search": searching,

@@ -50,6 +50,21 @@ class EpochRecord:
 
 
 @dataclass(frozen=True)
+class HeadRecord:
+    """One finished head epoch: the method's own parameters are trained before the student's first epoch.
+
+    Attributes:
+        head_epoch: counted from 1.
+        metrics: ``heads/loss``, ``loss/<term>``, what the method measures, ``lr``, ``time/...``.
+        state: as of an :class:`EpochRecord`.
+    """
+
+    head_epoch: int
+    metrics: dict[str, float]
+    state: TrainState
+
+
+@dataclass(frozen=True)
 class FitResult:
     """A finished run.
 
@@ -69,17 +84,19 @@ class FitResult:
 
 
 class TrainState:
-    """Everything that changes during training: student, averaged student, method, optimizer, epoch, history."""
+    """Everything that changes during training: student, averaged student, method, optimizer, epochs, histories."""
 
     def __init__(self, train: TrainConfig, student: nn.Module, method: Method, device: torch.device):
         self.train_config, self.student, self.method = train, student, method
         self.average = copy.deepcopy(student).requires_grad_(False) if train.ema else None
         self.updates = 0
-        self.epoch = 0
+        self.epoch = self.head_epoch = 0
         self.history: list[dict[str, float]] = []
-        self.parameters = [*student.parameters(), *method.parameters()]
+        self.head_history: list[dict[str, float]] = []
+        groups = [(list(student.parameters()), 1.0), *method.groups()]
+        self.parameters = [p for parameters, _ in groups for p in parameters]
         self.optimizer = torch.optim.SGD(
-            self.parameters,
+            [{"params": parameters, "factor": factor} for parameters, factor in groups if parameters],
             lr=train.lr,
             momentum=train.momentum,
             nesterov=train.nesterov,
@@ -91,6 +108,19 @@ class TrainState:
     def scored(self) -> nn.Module:
         """The network whose accuracy counts: the averaged one if averaging is on."""
         return self.student if self.average is None else self.average
+
+    def set_lr(self, lr: float) -> None:
+        """The student's learning rate of the next step; the method's parameters have theirs in proportion."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["factor"]
+
+    def step(self, loss: Tensor) -> None:
+        """One step of the optimizer down the gradient of ``loss``."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.train_config.grad_clip:
+            nn.utils.clip_grad_norm_(self.parameters, self.train_config.grad_clip)
+        self.optimizer.step()
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -115,8 +145,14 @@ class TrainState:
             momentum = self.optimizer.state[p].get("momentum_buffer")
             if momentum is not None:
                 tensors[f"momentum.{i}"] = momentum
-        state = {"epoch": self.epoch, "updates": self.updates, "history": self.history}
-        return checkpoint.save(folder, self.epoch, tensors, state, keep)
+        state = {
+            "epoch": self.epoch,
+            "head_epoch": self.head_epoch,
+            "updates": self.updates,
+            "history": self.history,
+            "head_history": self.head_history,
+        }
+        return checkpoint.save(folder, self.epoch, tensors, state, keep, self.head_epoch)
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint.
@@ -140,6 +176,7 @@ class TrainState:
             p = self.parameters[int(i)]
             self.optimizer.state[p]["momentum_buffer"] = value.to(p)
         self.epoch, self.updates, self.history = state["epoch"], state["updates"], state["history"]
+        self.head_epoch, self.head_history = state.get("head_epoch", 0), state.get("head_history", [])
 
 
 def learning_rate(train: TrainConfig, epoch: int, progress: float) -> float:
@@ -213,6 +250,7 @@ def fit(
     *,
     start: Path | None = None,
     report: Callable[[EpochRecord], None] = lambda record: None,
+    report_heads: Callable[[HeadRecord], None] = lambda record: None,
     stop: Callable[[], bool] = lambda: False,
     device: torch.device | str = "cpu",
     world: World = ALONE,
@@ -226,6 +264,7 @@ def fit(
         start: checkpoint to continue from. The epoch it ends with is reported again first, so that a carrier that
             was killed between writing and reporting learns of it.
         report: called after every epoch.
+        report_heads: called after every head epoch, all of which come before the first epoch.
         stop: asked after every report; true ends the run.
         device: where to train.
         world: the workers that share this run.
@@ -259,6 +298,15 @@ def fit(
         state.load(start)
         if state.history:
             report(_record(state, train))
+        elif state.head_history:
+            report_heads(_head_record(state))
+    while not state.epoch and state.head_epoch < method.warmup_epochs:
+        assert teacher_source is not None
+        metrics = _train_heads(state, loader, teacher_source, state.head_epoch + 1, amp, world)
+        _check_finite({**metrics, "weights": _size(state.parameters)}, state.head_epoch + 1, "head epoch")
+        state.head_epoch += 1
+        state.head_history.append({"head_epoch": float(state.head_epoch), **metrics})
+        report_heads(_head_record(state))
     stopped = False
     while state.epoch < train.epochs and not (stopped := bool(state.epoch) and stop()):
         metrics = _train_epoch(state, loader, teacher_source, state.epoch + 1, amp, world)
@@ -266,8 +314,7 @@ def fit(
             scores = evaluate(state.scored, loader.plain(data.val))
             metrics |= {f"val/{k}": v for k, v in scores.items()}
         # The last step of an epoch shows in no loss of its own: the weights tell, and the validation loss.
-        weights = torch.stack([p.detach().abs().sum() for p in state.parameters]).sum().item()
-        _check_finite({**metrics, "weights": weights}, state.epoch + 1)
+        _check_finite({**metrics, "weights": _size(state.parameters)}, state.epoch + 1)
         state.epoch += 1
         state.history.append({"epoch": float(state.epoch), **metrics})
         report(_record(state, train))
@@ -280,6 +327,48 @@ def _record(state: TrainState, train: TrainConfig) -> EpochRecord:
     return EpochRecord(state.epoch, metrics, state, state.epoch >= train.epochs)
 
 
+def _head_record(state: TrainState) -> HeadRecord:
+    metrics = {k: v for k, v in state.head_history[-1].items() if k != "head_epoch"}
+    return HeadRecord(state.head_epoch, metrics, state)
+
+
+def _size(parameters: list[nn.Parameter]) -> float:
+    return float(torch.stack([p.detach().abs().sum() for p in parameters]).sum())
+
+
+def _train_heads(
+    state: TrainState, loader: DeviceLoader, source: TeacherSource, head_epoch: int, amp: bool, world: World
+) -> dict[str, float]:
+    """A head epoch: images and order of the student's epoch of the same number, so that one teacher cache serves both.
+
+    The learning rate falls along a cosine from the student's highest to 0 over all head epochs, whatever the schedule.
+    """
+    train, means, began = state.train_config, Mean(), time.perf_counter()
+    weights, steps = state.method.weights(), loader.steps * state.method.warmup_epochs
+    state.method.train()
+    lr = train.lr
+    for images, batch in loader.epoch(head_epoch, "heads"):
+        lr = train.lr * 0.5 * (1 + math.cos(math.pi * ((head_epoch - 1) * loader.steps + batch.step) / steps))
+        state.set_lr(lr)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+            terms = state.method.warmup(source(images, batch), batch)
+        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        state.step(loss * (world.size * len(batch.index) / train.batch_size))
+        means.add("heads/loss", loss)
+        for name, value in _watched(state.method, terms).items():
+            means.add(name, value)
+    metrics = means.read()
+    return metrics | {"lr": lr} | _speed(loader, time.perf_counter() - began)
+
+
+def _watched(method: Method, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"loss/{name}": term for name, term in terms.items()} | method.measures()
+
+
+def _speed(loader: DeviceLoader, seconds: float) -> dict[str, float]:
+    return {"time/epoch_s": seconds, "time/images_per_s": loader.steps * loader.batch_size / seconds}
+
+
 def _train_epoch(
     state: TrainState, loader: DeviceLoader, source: TeacherSource | None, epoch: int, amp: bool, world: World
 ) -> dict[str, float]:
@@ -290,8 +379,7 @@ def _train_epoch(
     lr = train.lr
     for images, batch in loader.epoch(epoch):
         lr = learning_rate(train, epoch, ((epoch - 1) * loader.steps + batch.step) / (train.epochs * loader.steps))
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
+        state.set_lr(lr)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
             teacher = source(images, batch) if source is not None else None
             output = state.student(images)
@@ -299,27 +387,21 @@ def _train_epoch(
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         # Terms are means over this share; scaled so that the mean of the workers' gradients is the global batch's.
         share = world.size * len(batch.index) / train.batch_size
-        state.optimizer.zero_grad(set_to_none=True)
-        (loss * share if share != 1 else loss).backward()
-        if train.grad_clip:
-            nn.utils.clip_grad_norm_(state.parameters, train.grad_clip)
-        state.optimizer.step()
+        state.step(loss * share if share != 1 else loss)
         state.update_average()
         means.add("train/loss", loss)
         means.add("train/accuracy", (output.logits.argmax(1) == batch.target).double().mean())
-        for name, term in terms.items():
-            means.add(f"loss/{name}", term)
+        for name, value in _watched(state.method, terms).items():
+            means.add(name, value)
     metrics = means.read()
     _check_finite(metrics, epoch)
-    seconds = time.perf_counter() - began
-    images_seen = loader.steps * train.batch_size
-    return metrics | {"lr": lr, "time/epoch_s": seconds, "time/images_per_s": images_seen / seconds}
+    return metrics | {"lr": lr} | _speed(loader, time.perf_counter() - began)
 
 
-def _check_finite(metrics: Mapping[str, float], epoch: int) -> None:
+def _check_finite(metrics: Mapping[str, float], epoch: int, stage: str = "epoch") -> None:
     bad = [name for name, value in metrics.items() if not math.isfinite(value)]
     if bad:
-        raise DivergedError(f"diverged in epoch {epoch}: {', '.join(sorted(bad))} not finite")
+        raise DivergedError(f"diverged in {stage} {epoch}: {', '.join(sorted(bad))} not finite")
 
 
 def metrics_equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

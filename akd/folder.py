@@ -3,6 +3,7 @@
     experiment.yaml         the resolved experiment
     run.json                what the run is, and how it ended (written by whoever owns the run, the driver)
     history.jsonl           one line an epoch, written by the trainer after the checkpoint of that epoch
+    heads.jsonl             the same for the head epochs before the first epoch, of methods that have them
     checkpoints/            the last two epochs
     student/                student.safetensors and config.json: the scored weights of the last epoch
 
@@ -26,7 +27,7 @@ from torch import nn
 from akd import checkpoint
 from akd.config import Experiment
 from akd.data.dataset import TrainData
-from akd.fit import EpochRecord, FitResult, TrainState, fit
+from akd.fit import EpochRecord, FitResult, HeadRecord, TrainState, fit
 from akd.teacher.source import TeacherSource
 
 #: How a run can stand. PRUNED: ended early by the scheduler. FAILED: diverged or crashed, with a reason.
@@ -90,9 +91,18 @@ def create(folder: Path, experiment: Experiment, run: Run) -> None:
 
 def history(folder: Path) -> list[dict[str, float]]:
     """Finished epochs, in order: metrics with ``epoch`` and ``at`` (seconds since 1970); no half lines."""
+    return _lines(folder / "history.jsonl", "epoch")
+
+
+def head_history(folder: Path) -> list[dict[str, float]]:
+    """Finished head epochs, as :func:`history`, with ``head_epoch``."""
+    return _lines(folder / "heads.jsonl", "head_epoch")
+
+
+def _lines(path: Path, key: str) -> list[dict[str, float]]:
     epochs: dict[int, dict[str, float]] = {}
     try:
-        lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
     for line in lines:
@@ -100,7 +110,7 @@ def history(folder: Path) -> list[dict[str, float]]:
             entry = json.loads(line)
         except ValueError:
             continue
-        epochs.setdefault(int(entry["epoch"]), entry)
+        epochs.setdefault(int(entry[key]), entry)
     return [epochs[e] for e in sorted(epochs)]
 
 
@@ -169,7 +179,7 @@ def train(
         known = {int(entry["epoch"]) for entry in history(folder)}
         if record.epoch not in known:
             state: TrainState = record.state
-            path = checkpoints / f"epoch_{record.epoch:06d}"
+            path = checkpoints / checkpoint.name(record.epoch)
             if not path.exists():
                 state.save(checkpoints)
             facts = {"epoch": record.epoch, "validation_accuracy": record.metrics.get("val/accuracy")}
@@ -180,8 +190,17 @@ def train(
             _append_line(folder / "history.jsonl", json.dumps(entry))
         on_epoch(record)
 
+    def report_heads(record: HeadRecord) -> None:
+        if record.head_epoch not in {int(entry["head_epoch"]) for entry in head_history(folder)}:
+            if not (checkpoints / checkpoint.name(0, record.head_epoch)).exists():
+                record.state.save(checkpoints)
+            entry = {"head_epoch": record.head_epoch, "at": time.time(), **record.metrics}
+            _append_line(folder / "heads.jsonl", json.dumps(entry))
+
     start = checkpoint.latest(checkpoints)
-    return fit(experiment, data, source, start=start, report=report, stop=stop, device=device)
+    return fit(
+        experiment, data, source, start=start, report=report, report_heads=report_heads, stop=stop, device=device
+    )
 
 
 def accuracy(folder: Path) -> float:

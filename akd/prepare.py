@@ -86,7 +86,7 @@ def prepare(experiment: Experiment) -> Prepared:
 def default_name(experiment: Experiment) -> str:
     """``digits-kd-20260131-093000``: data, method, time."""
     data = re.sub(r"\W+", "-", experiment.data.name)
-    return f"{data}-{experiment.method.host_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return f"{data}-{experiment.method.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def study_folder(output: Path, name: str, *, resume: bool) -> Path:

@@ -8,7 +8,7 @@ for the names of another library that a kind knows (``torchvision:resnet18``).
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -60,12 +60,22 @@ class Registry:
         """All registered names, sorted; names of other packages included."""
         return sorted({*self._factories, *(e.name for e in entry_points(group=self.group))})
 
+    def __contains__(self, name: object) -> bool:
+        """True for a registered name; packages are only looked through for one that is not."""
+        return name in self._factories or any(e.name == name for e in entry_points(group=self.group))
+
     def info(self, name: str) -> dict[str, Any]:
         """What was said at registration (config class, paper, ...); empty for foreign names."""
         return self._info.get(name, {})
 
-    def get(self, name: str, *, key: str | None = None, where: str | None = None) -> Callable[..., Any]:
+    def get(
+        self, name: str, *, key: str | None = None, where: str | None = None, also: Iterable[str] = ()
+    ) -> Callable[..., Any]:
         """The factory called ``name``.
+
+        Args:
+            key, where: of the setting that names it, for messages.
+            also: other names the user may have meant.
 
         Raises:
             ExperimentError: no such name; the message lists the nearest.
@@ -78,7 +88,7 @@ class Registry:
         if ":" in name:
             return self._elsewhere(name, key or self.kind, where)
         names = self.names()
-        hint = near(name, names) or f", known are {', '.join(names)}"
+        hint = near(name, [*names, *also]) or f", known are {', '.join(names)}"
         raise ExperimentError(f"there is no such {self.kind}{hint}", key=key or self.kind, value=name, where=where)
 
     def _elsewhere(self, name: str, key: str, where: str | None) -> Callable[..., Any]:

@@ -36,8 +36,8 @@ def setting(
         low, high: smallest and largest allowed value.
         above, below: open bounds.
         choices: allowed strings.
-        when: ``(other field, value)``: the setting has an effect only if the other field has this value;
-            setting it otherwise is an error.
+        when: ``(other field, value)``: the setting has an effect only if the other field has this value (one of
+            these, for a tuple); setting it otherwise is an error.
         help: one line for ``akd list`` and the documentation.
     """
     meta = {"low": low, "high": high, "above": above, "below": below, "choices": choices, "when": when, "help": help}
@@ -177,10 +177,14 @@ def build(
     if strict:
         for name in values:
             when = fields[name].metadata.get("when")
-            if when and getattr(result, when[0]) != when[1] and getattr(result, name) != fields[name].default:
+            if not when:
+                continue
+            effective = when[1] if isinstance(when[1], tuple) else (when[1],)
+            if getattr(result, when[0]) not in effective and getattr(result, name) != fields[name].default:
                 key = f"{prefix}.{name}" if prefix else name
+                needed = " or ".join(str(v).lower() if isinstance(v, bool) else str(v) for v in effective)
                 raise ExperimentError(
-                    f"has no effect while {when[0]} is {getattr(result, when[0])!r}; it needs {when[0]}: {when[1]}",
+                    f"has no effect while {when[0]} is {getattr(result, when[0])!r}; it needs {when[0]}: {needed}",
                     key=key,
                     value=values[name],
                     where=origins.of(key),

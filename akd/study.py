@@ -351,7 +351,7 @@ class _Study:
         if self._close_tracker():
             result = replace(result, mlflow=self._mlflow(best, seed, model))
             result.write(self.folder)
-        title = f"winner: {winner.method.host_name}, {winner.student.name}"
+        title = f"winner: {winner.method.title}, {winner.student.name}"
         self.display.panel(title, closing_lines(result, self._ui_command()))
         return result
 

@@ -15,7 +15,7 @@ from akd import config as configuration
 from akd import folder as run_folder
 from akd.config import Experiment
 from akd.folder import Run
-from akd.methods import Shapes, create_method
+from akd.methods import soft_weight
 from akd.prepare import Prepared
 from akd.result import StudyResult, paired_gain, scores
 from akd.teacher.keep import Teacher
@@ -34,7 +34,7 @@ def costs(study: Path, teacher: Teacher | None) -> tuple[float, int]:
     """Seconds of training, and images the teacher was run on, of a whole study (with a teacher it trained itself)."""
     seconds, passes = 0.0, 0
     for path in study.glob("*/*/run.json"):
-        entries = run_folder.history(path.parent)
+        entries = [*run_folder.head_history(path.parent), *run_folder.history(path.parent)]
         seconds += sum(e["time/epoch_s"] for e in entries)
         if configuration.load(path.parent / "experiment.yaml", {}, strict=False).needs_teacher:
             passes += sum(round(e["time/epoch_s"] * e["time/images_per_s"]) for e in entries)
@@ -67,7 +67,6 @@ def make_result(
     experiment: Experiment = ready.experiment
     run, accuracy, epochs = best
     winner = experiment.with_values(run.parameters)
-    method = create_method(winner.method, Shapes(len(ready.data.dataset.classes)))
     trained, passes = costs(study, teacher)
     pauses = sorted(start_costs)
     return StudyResult(
@@ -93,7 +92,7 @@ def make_result(
         },
         champion={"test": asdict(scores(tested["champion"])), "student": str(handed)},
         gain={name: paired_gain(tested["champion"], tested[name]) for name in ready.controls},
-        effective_soft_target_weight=method.soft_weight(),
+        effective_soft_target_weight=soft_weight(winner.method, len(ready.data.dataset.classes)),
         trials=dict(Counter(r.state for r in runs(study, "trials"))),
         mlflow={},
         wall_clock_s=seconds,

@@ -53,6 +53,7 @@ class _Notes:
     uri: str
     run_id: str = ""
     epochs: int = 0
+    head_epochs: int = 0
     uploaded: list[str] = field(default_factory=list)
     ended: str = ""
     experiment_id: str = ""
@@ -73,6 +74,7 @@ class _Notes:
         every[scrubbed(self.uri)] = {
             "run_id": self.run_id,
             "epochs": self.epochs,
+            "head_epochs": self.head_epochs,
             "uploaded": self.uploaded,
             "ended": self.ended,
             "experiment_id": self.experiment_id,
@@ -282,7 +284,7 @@ class Tracker:
             "akd.mark": mark,
             "akd.kind": run.kind,
             "akd.study": self.study.name,
-            "akd.method": config["method"]["host"]["name"],
+            "akd.method": _method(config),
             "akd.status": run.state,
             "mlflow.user": getpass.getuser(),
             "mlflow.source.name": "akd",
@@ -315,6 +317,8 @@ class Tracker:
     def _log_epochs(self, folder: Path, run: Run, notes: _Notes) -> None:
         from mlflow.entities import Metric
 
+        heads = run_folder.head_history(folder)
+        new_heads = [e for e in heads if int(e["head_epoch"]) > notes.head_epochs]
         new = [e for e in run_folder.history(folder) if int(e["epoch"]) > notes.epochs]
         metrics = [
             # The time is the epoch's own, so that a write repeated after a kill is the same row.
@@ -323,10 +327,19 @@ class Tracker:
             for key, value in entry.items()
             if key not in ("epoch", "at")
         ]
+        # Head epochs end at step 0, so that the curves of what both stages measure run on into epoch 1.
+        last = _head_epochs(folder) if new_heads else 0
+        metrics += [
+            Metric(key, float(value), int(entry["at"] * 1000), int(entry["head_epoch"]) - last)
+            for entry in new_heads
+            for key, value in entry.items()
+            if key.startswith(("heads/", "views/", "loss/"))
+        ]
         for i in range(0, len(metrics), 1000):
             self.client.log_batch(notes.run_id, metrics=metrics[i : i + 1000])
-        if new:
-            notes.epochs = int(new[-1]["epoch"])
+        if new or new_heads:
+            notes.epochs = int(new[-1]["epoch"]) if new else notes.epochs
+            notes.head_epochs = int(new_heads[-1]["head_epoch"]) if new_heads else notes.head_epochs
             notes.write()
 
     def _upload(self, folder: Path, run: Run, notes: _Notes) -> None:
@@ -416,6 +429,18 @@ def _make_store(uri: str) -> None:
     os.replace(side, path)
 
 
+def _method(config: Mapping[str, Any]) -> str:
+    """The method in words, as :attr:`akd.methods.MethodConfig.title`."""
+    host, views = config["method"]["host"]["name"], config["method"].get("views")
+    return f"{views['name']} over {host}" if views else host
+
+
+def _head_epochs(folder: Path) -> int:
+    """How many head epochs a run has from start to end."""
+    config = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
+    return int((config["method"].get("views") or {}).get("head_warmup_epochs", 0))
+
+
 def _params(config: Mapping[str, Any], run: Run) -> dict[str, str]:
     """A run's parameters as MLflow shows them: the searched values and what the run is made of."""
     params = {
@@ -424,6 +449,7 @@ def _params(config: Mapping[str, Any], run: Run) -> dict[str, str]:
         "student": config["student"]["name"],
         **{f"train.{k}": config["train"][k] for k in ("epochs", "batch_size", "lr", "seed", "plan_seed")},
         **{f"method.host.{k}": v for k, v in config["method"]["host"].items()},
+        **{f"method.views.{k}": v for k, v in (config["method"].get("views") or {}).items()},
         **run.parameters,
     }
     if run.kind == "study":

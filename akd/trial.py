@@ -19,7 +19,6 @@ from akd.data import load as load_data
 from akd.data import split as split_data
 from akd.errors import AkdError
 from akd.fit import EpochRecord
-from akd.methods import hosts
 from akd.scheduler import METRIC, TIME
 from akd.teacher import LiveTeacher, TeacherSource
 from akd.teacher.keep import load_teacher
@@ -39,11 +38,11 @@ def _teacher(folder: str, device: str) -> nn.Module:
 
 def teacher_source(experiment: Experiment, teacher: Path | None, device: str) -> TeacherSource | None:
     """The live teacher if the experiment's method needs one."""
-    needs: frozenset[str] = getattr(hosts.get(experiment.method.host_name), "needs", frozenset())
+    needs = experiment.method.needs
     if not needs:
         return None
     if teacher is None:
-        raise ValueError(f"{experiment.method.host_name} needs a teacher")
+        raise ValueError(f"{experiment.method.title} needs a teacher")
     return LiveTeacher(_teacher(str(teacher), device), needs)
 
 

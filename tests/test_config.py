@@ -11,7 +11,9 @@ import yaml
 
 from akd.config import Experiment, TrainConfig, load, resolve
 from akd.errors import ExperimentError
+from akd.methods.angular_kd import AngularKDConfig
 from akd.methods.kd import KDConfig
+from akd.space import parse
 
 
 def write(folder: Path, text: str) -> Path:
@@ -95,6 +97,123 @@ class TestForms:
         assert not resolve({"method": "none"}).needs_teacher
 
 
+class TestViews:
+    @pytest.mark.parametrize(
+        "method",
+        [
+            "angular_kd",
+            {"views": "angular_kd"},
+            {"views": {"name": "angular_kd"}},
+            {"host": "kd", "views": "angular_kd"},
+            {"host": {"name": "kd"}, "views": {"name": "angular_kd", "count": 5}},
+        ],
+    )
+    def test_forms_that_mean_the_same(self, method: Any) -> None:
+        got = resolve({"method": method}).method
+        assert (got.host, got.views) == (KDConfig(), AngularKDConfig())
+        assert (got.host_name, got.views_name, got.name) == ("kd", "angular_kd", "angular_kd")
+        assert got.title == "angular_kd over kd"
+        assert got.needs == {"logits", "embedding"}
+
+    @pytest.mark.parametrize(
+        "method", ["kd", {"views": None}, {"views": "none"}, {"host": "kd", "views": {"name": "none"}}]
+    )
+    def test_without(self, method: Any) -> None:
+        got = resolve({"method": method}).method
+        assert got.views is None
+        assert got.name == got.title == "kd"
+        assert got.needs == {"logits"}
+
+    def test_reads_back(self, tmp_path: Path) -> None:
+        whole = resolve({"method": {"views": {"name": "angular_kd", "head": "projected", "head_width": 9}}})
+        assert load(write(tmp_path, whole.to_yaml()), {}) == whole
+        assert load(write(tmp_path, resolve({}).to_yaml()), {}) == resolve({})
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            (
+                "method: angular_kdd",
+                "method.host = 'angular_kdd': there is no such method host, did you mean 'angular_kd'?",
+            ),
+            (
+                "method: {host: angular_kd}",
+                "method.host = 'angular_kd': is no method host; write method.views: angular_kd",
+            ),
+            ("method: {views: kd}", "method.views = 'kd': is no kind of teacher views; write method.host: kd"),
+            ("method: {views: {count: 3}}", "method.views.name: needs a name, known are angular_kd"),
+            ("method: {views: {name: none, count: 3}}", "method.views.count: has no effect without views"),
+            ("method: {views: 3}", "method.views = 3: must hold keys and values"),
+            ("method: {views: {name: 3}}", "method.views.name = 3: must be a string"),
+            ("method: {views: {name: angular_kd, cuont: 3}}", "method.views.cuont: unknown key, did you mean 'count'?"),
+            ("method: {views: {name: angular_kd, count: 0}}", "method.views.count = 0: must be a whole number >= 1"),
+            (
+                "method: {host: none, views: angular_kd}",
+                "method.views = 'angular_kd': have no effect over none, which learns from no teacher",
+            ),
+            (
+                "method: {views: {name: angular_kd, head_rank: 9}}",
+                "method.views.head_rank = 9: has no effect while head is 'full'; it needs head: low_rank",
+            ),
+            (
+                "method: {views: {name: angular_kd, head: low_rank, head_init: across}}",
+                "method.views.head_init = 'across': has no effect while head is 'low_rank'; "
+                "it needs head: full or projected",
+            ),
+            (
+                "method: {views: {name: angular_kd, as_released: true, ensemble_norm: 2}}",
+                "method.views.ensemble_norm = 2: has no effect while as_released is True; it needs as_released: false",
+            ),
+        ],
+    )
+    def test_mistakes(self, tmp_path: Path, text: str, message: str) -> None:
+        path = write(tmp_path, text)
+        assert error(load, path, {}).startswith(f"{path}:1: {message}")
+
+    @pytest.mark.parametrize("text", [None, "method: none", "method: kd", "method: {host: kd, views: null}"])
+    @pytest.mark.parametrize("key", ["method", "method.views", "method.views.name"])
+    def test_overrides(self, tmp_path: Path, text: str | None, key: str) -> None:
+        if text == "method: none" and key != "method":
+            return  # views over a student alone are refused
+        path = None if text is None else write(tmp_path, text)
+        got = load(path, {key: "angular_kd", "method.views.count": 3, "method.host.weight": 2}).method
+        assert (got.views, got.host) == (AngularKDConfig(count=3), KDConfig(weight=2.0))
+
+    def test_overrides_that_take_views_away_or_name_no_views(self, tmp_path: Path) -> None:
+        path = write(tmp_path, "method: {host: {name: kd, weight: 2}, views: {name: angular_kd, count: 3}}")
+        assert load(path, {"method.views": "none"}).method == resolve({"method": {"host": {"weight": 2}}}).method
+        assert load(path, {"method": "kd"}).method.views is None
+        assert load(path, {"method.views.count": 4}).method.views.count == 4
+        want = "--method.views: method.views = 'angularkd': there is no such kind of teacher views, did you mean"
+        assert error(load, path, {"method.views": "angularkd"}).startswith(want)
+        assert error(load, None, {"method.views.count": 3}).startswith(
+            "--method.views.count: method.views.name: needs a"
+        )
+
+    def test_with_values(self) -> None:
+        plain = resolve({})
+        values = {"method.views.name": "angular_kd", "method.views.head": "low_rank", "method.views.head_rank": 9}
+        got = plain.with_values(values)
+        assert got.method.views == AngularKDConfig(head="low_rank", head_rank=9)
+        assert got.with_values({"method.views.count": 2}).method.views.head_rank == 9
+        assert got.with_values({"method.views.name": "none"}).method == plain.method
+        # A search may leave a setting behind that has no effect any more.
+        assert got.with_values({"method.views.head": "full"}).method.views.head_rank == 9
+        assert error(plain.with_values, {"method.views.count": 2}).startswith("method.views.name: needs a name")
+
+    def test_space_conditions(self) -> None:
+        space = {
+            "method.views.name": {"choices": ["none", "angular_kd"]},
+            "method.views.head": {"choices": ["full", "low_rank"], "when": {"method.views.name": ["angular_kd"]}},
+            "method.views.head_rank": {"type": "int", "low": 4, "high": 9, "when": {"method.views.head": ["low_rank"]}},
+        }
+        tree = {"method": "angular_kd", "space": space}
+        assert [p.key.rpartition(".")[2] for p in parse(resolve(tree)).parameters] == ["name", "head", "head_rank"]
+        del space["method.views.head"]["when"]
+        with pytest.raises(ExperimentError, match=r"space\.method\.views\.head: 'full' has no effect without views"):
+            parse(resolve(tree))
+
+
 def test_a_section_with_nothing_under_it_is_left_at_its_defaults(tmp_path: Path) -> None:
     (tmp_path / "e.yaml").write_text("train:\nmethod:\nspace:\n", encoding="utf-8")
     assert load(tmp_path / "e.yaml", {}) == load(None, {})
@@ -154,7 +273,7 @@ class TestMistakes:
                 "method: {host: {name: none, temperature: 4}}",
                 ":1: method.host.temperature: unknown key, allowed are name",
             ),
-            ("method: {veiws: 1}", ":1: method.veiws: unknown key, allowed are host"),
+            ("method: {veiws: 1}", ":1: method.veiws: unknown key, did you mean 'views'?"),
             ("search: {sampler: tpee}", ":1: search.sampler = 'tpee': must be one of random, tpe, did you mean 'tpe'?"),
             (
                 "search: {scheduler: none, grace: 2}",

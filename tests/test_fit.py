@@ -20,12 +20,14 @@ from akd import checkpoint
 from akd.config import Experiment, TrainConfig, resolve
 from akd.data import DataConfig, EpochPlan, TrainData, load, split, training_order
 from akd.data.augment import normalise
+from akd.data.loader import DeviceLoader
 from akd.errors import CheckpointError, DivergedError, ExperimentError
-from akd.fit import EpochRecord, FitResult, TrainState, fit, learning_rate, metrics_equal
+from akd.fit import EpochRecord, FitResult, HeadRecord, TrainState, fit, learning_rate, metrics_equal
 from akd.methods import Shapes, create_method
 from akd.metrics import evaluate
 from akd.models import Output, seeded_model
 from akd.teacher import LiveTeacher
+from akd.world import ALONE
 
 EPOCHS = 3
 
@@ -147,6 +149,157 @@ class TestRepetition:
         assert taught.history[0]["train/loss"] == pytest.approx(
             0.1 * taught.history[0]["loss/ce"] + 0.9 * taught.history[0]["loss/kd"], rel=1e-6
         )
+
+
+VIEWS: dict[str, dict[str, Any]] = {
+    "default": {"head_warmup_epochs": 2},
+    "no-warm-up-not-detached": {"head_warmup_epochs": 0, "detach": False, "count": 2},
+    "projected-own-rate": {"head_warmup_epochs": 1, "head": "projected", "head_width": 8, "head_lr": 0.3},
+    "low-rank-released": {"head_warmup_epochs": 2, "head": "low_rank", "head_rank": 4, "as_released": True},
+}
+
+
+def with_views(
+    data: TrainData, teacher: nn.Module, views: dict[str, Any], folder: Path | None = None, **kw: Any
+) -> tuple[FitResult, list[HeadRecord]]:
+    """A run with Angular-KD; every checkpoint of both stages is kept in ``folder``."""
+    heads: list[HeadRecord] = []
+    start = kw.pop("start", None)
+
+    def save(record: EpochRecord | HeadRecord) -> None:
+        if isinstance(record, HeadRecord):
+            heads.append(record)
+        if folder is not None:
+            record.state.save(folder, keep=9)
+
+    method = {"host": "kd", "views": {"name": "angular_kd", **views}}
+    source = LiveTeacher(teacher, frozenset({"logits", "embedding"}))
+    result = fit(experiment(method, **kw), data, source, start=start, report=save, report_heads=save)
+    return result, heads
+
+
+class TestHeadEpochs:
+    @pytest.mark.parametrize("views", VIEWS.values(), ids=VIEWS)
+    @pytest.mark.parametrize("train", [{"ema": 0.9, "grad_clip": 1.0}, {"momentum": 0.0}], ids=["ema-clip", "plain"])
+    def test_same_bits_and_resume_from_every_checkpoint_of_both_stages(
+        self, views: dict[str, Any], train: dict[str, Any], data: TrainData, teacher: nn.Module, tmp_path: Path
+    ) -> None:
+        whole, heads = with_views(data, teacher, views, tmp_path, epochs=2, **train)
+        assert len(heads) == views["head_warmup_epochs"]
+        torch.rand(3)
+        again, _ = with_views(data, teacher, views, epochs=2, **train)
+        assert same_history(whole, again)
+        assert same_weights(whole, again)
+        paths = checkpoint.all_checkpoints(tmp_path)
+        assert [p.name for p in paths] == [
+            *(f"epoch_000000_head_{k:06d}" for k in range(1, len(heads) + 1)),
+            "epoch_000001",
+            "epoch_000002",
+        ]
+        final = checkpoint.load(paths[-1])[0]
+        for number, path in enumerate(paths, 1):
+            resumed, rest = with_views(
+                data, teacher, views, tmp_path / "resumed" / path.name, start=path, epochs=2, **train
+            )
+            assert same_history(whole, resumed), path.name
+            assert same_weights(whole, resumed), path.name
+            # In warm-up the head epoch it starts from is reported again first; after it no head epoch is.
+            assert [h.head_epoch for h in rest] == list(range(number, len(heads) + 1)), path.name
+            assert all(metrics_equal(a.metrics, b.metrics) for a, b in zip(heads[number - 1 :], rest, strict=True))
+            mine = checkpoint.load(tmp_path / "resumed" / path.name / paths[-1].name)[0]
+            assert mine.keys() == final.keys()
+            assert all(torch.equal(mine[k], final[k]) for k in final), path.name
+
+    def test_trains_the_heads_and_nothing_else(self, data: TrainData, teacher: nn.Module, tmp_path: Path) -> None:
+        with_views(data, teacher, {"head_warmup_epochs": 1}, tmp_path, epochs=1)
+        before, _ = checkpoint.load(tmp_path / "epoch_000000_head_000001")
+        fresh = seeded_model("resnet8", 10, seed=0, in_channels=1).state_dict()
+        assert all(torch.equal(before[f"student.{k}"], v) for k, v in fresh.items())
+        config = experiment({"views": {"name": "angular_kd"}}).method
+        untouched = create_method(config, Shapes(10, 64, 64)).state_dict()
+        moved = [k for k, v in untouched.items() if not torch.equal(before[f"method.{k}"], v)]
+        assert set(moved) == set(untouched)
+
+    def test_learns_and_is_reported_as_a_stage_of_its_own(self, data: TrainData, teacher: nn.Module) -> None:
+        result, heads = with_views(data, teacher, {"head_warmup_epochs": 3}, epochs=1)
+        losses = [h.metrics["heads/loss"] for h in heads]
+        assert losses == sorted(losses, reverse=True)
+        assert [h["epoch"] for h in result.history] == [1.0]
+        assert result.epochs_run == 1
+        for record in heads:
+            assert {"lr", "time/epoch_s", "time/images_per_s", "loss/views/supervision", "views/inside"} <= set(
+                record.metrics
+            )
+            assert not any(k.startswith(("train/", "val/")) or k in ("loss/kd", "epoch") for k in record.metrics)
+            total = sum(
+                w * record.metrics[f"loss/{k}"] for k, w in record.state.method.weights().items() if "views" in k
+            )
+            assert record.metrics["heads/loss"] == pytest.approx(total, rel=1e-5)
+        assert [round(h.metrics["lr"], 6) for h in heads] == sorted({round(h.metrics["lr"], 6) for h in heads})[::-1]
+
+    def test_learning_rate_of_the_heads(self, data: TrainData, teacher: nn.Module) -> None:
+        """A cosine over all head steps, then the student's schedule; the heads' share of both."""
+        seen: list[tuple[float, ...]] = []
+        original = TrainState.step
+
+        def spy(state: TrainState, loss: torch.Tensor) -> None:
+            seen.append(tuple(group["lr"] for group in state.optimizer.param_groups))
+            original(state, loss)
+
+        TrainState.step = spy  # type: ignore[method-assign]
+        try:
+            with_views(data, teacher, {"head_warmup_epochs": 2, "head_lr": 0.25}, epochs=2)
+        finally:
+            TrainState.step = original  # type: ignore[method-assign]
+        steps = len(data.train) // 64
+        assert len(seen) == 4 * steps
+        half = [0.1 * 0.5 * (1 + math.cos(math.pi * i / (2 * steps))) for i in range(2 * steps)]
+        assert [lr for lr, _ in seen] == pytest.approx(2 * half)
+        assert [lr for _, lr in seen] == pytest.approx([0.25 * lr for lr in 2 * half])
+
+    def test_sees_the_images_of_the_students_epochs_with_other_draws(self, data: TrainData, teacher: nn.Module) -> None:
+        """A cache of the teacher's outputs by epoch then serves both stages."""
+        seen: list[tuple[torch.Tensor, Any]] = []
+
+        class Spy(LiveTeacher):
+            def __call__(self, images: torch.Tensor, batch: Any) -> Output:
+                seen.append((images, batch.index))
+                return super().__call__(images, batch)
+
+        method = {"host": "kd", "views": {"name": "angular_kd", "head_warmup_epochs": 2}}
+        fit(experiment(method, epochs=2), data, Spy(teacher))
+        half = len(seen) // 2
+        assert half == 2 * (len(data.train) // 64)
+        for (a, i), (b, j) in zip(seen[:half], seen[half:], strict=True):
+            assert torch.equal(a, b)
+            assert torch.equal(i, j)
+        loader = DeviceLoader(
+            data, batch_size=64, seed=0, plan_seed=0, device=torch.device("cpu"), dtype=torch.float32, world=ALONE
+        )
+        first, second = (torch.rand(4, generator=next(loader.epoch(1, s))[1].generator) for s in ("heads", "step"))
+        assert not torch.equal(first, second)
+
+    def test_diverged_within(self, data: TrainData, teacher: nn.Module) -> None:
+        teacher.fc.bias.data.fill_(math.nan)
+        with pytest.raises(DivergedError, match=r"diverged in head epoch 1: .*loss/views/logit"):
+            with_views(data, teacher, {"head_warmup_epochs": 1})
+
+    def test_metrics_of_an_epoch_stay_below_thirty(self, data: TrainData, teacher: nn.Module) -> None:
+        """With test/accuracy and test/loss of a final run, and heads/loss of the stage before."""
+        result, _ = with_views(data, teacher, {}, epochs=1)
+        names = set(result.history[0]) - {"epoch"}
+        watched = ("angle_between", "angle_to_teacher", "inside", "accuracy", "ensemble_accuracy", "ensemble_loss")
+        watched += ("diversity", "bound", "soft_weight")
+        assert {n for n in names if n.startswith("views/")} == {f"views/{n}" for n in watched}
+        assert len(names) + 1 < 30
+        assert result.history[0]["views/ensemble_loss"] <= result.history[0]["views/bound"]
+
+    def test_an_older_checkpoint_without_head_epochs_is_read(self, data: TrainData, tmp_path: Path) -> None:
+        run(data, epochs=1, report=lambda r: r.state.save(tmp_path) and None)
+        tensors, state = checkpoint.load(tmp_path / "epoch_000001")
+        del state["head_epoch"], state["head_history"]
+        path = checkpoint.save(tmp_path / "old", 1, tensors, state)
+        assert run(data, epochs=2, start=path).epochs_run == 2
 
 
 class TestGolden:

@@ -49,12 +49,17 @@ class DeviceLoader:
         self.mean = torch.tensor(data.dataset.mean, device=device, dtype=torch.float64)
         self.std = torch.tensor(data.dataset.std, device=device, dtype=torch.float64)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Batch]]:
-        """The epoch's steps: images [b, C, H, W] normalised, and their :class:`Batch`, b this worker's share."""
+    def epoch(self, epoch: int, stage: str = "step") -> Iterator[tuple[Tensor, Batch]]:
+        """The epoch's steps: images [b, C, H, W] normalised, and their :class:`Batch`, b this worker's share.
+
+        Args:
+            epoch: counted from 1; names images and order.
+            stage: names the random numbers of the batches' generator.
+        """
         plan = EpochPlan(self.plan_seed, epoch, len(self.labels))
         order = training_order(self.seed, epoch, self.data.train).to(self.device)
         crop, flip = plan.crop.to(self.device), plan.flip.to(self.device)
-        draws = generator("step", self.seed, epoch, device=self.device)
+        draws = generator(stage, self.seed, epoch, device=self.device)
         low, high = self.world.share(self.batch_size)
         ones = torch.ones(high - low, device=self.device, dtype=self.dtype)
         standard = torch.zeros(high - low, device=self.device, dtype=torch.long)

@@ -1,11 +1,10 @@
-"""What a method is: named, unweighted terms of a step, and the registry of hosts."""
+"""What a method is: named, unweighted terms of a step, and the registries of hosts and of teacher views."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from akd.data.batch import Batch
@@ -13,6 +12,7 @@ from akd.models.output import Output
 from akd.registry import Registry
 
 hosts = Registry("method host", "akd.methods")
+views = Registry("kind of teacher views", "akd.views")
 
 #: What a method may ask of a teacher, besides ``attention:<stage>``, ``maps:<stage>`` and ``maps_preact:<stage>``.
 NEEDS = ("logits", "embedding")
@@ -45,10 +45,12 @@ class Method(nn.Module):
     Attributes:
         needs: what the teacher has to give; empty means no teacher at all.
         relational: terms compare samples with each other, so they must see the gathered global batch.
+        warmup_epochs: head epochs before the student's first, see :meth:`warmup`.
     """
 
     needs: frozenset[str] = frozenset()
     relational: bool = False
+    warmup_epochs: int = 0
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError(f"{type(self).__name__} computes no terms")
@@ -61,6 +63,53 @@ class Method(nn.Module):
         """Effective weight of soft targets, sum(weight * mass * temperature^2); 0 without any."""
         return 0.0
 
+    def warmup(self, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+        """The terms of a head epoch, in which there is no student yet; some of those :meth:`weights` names."""
+        raise NotImplementedError(f"{type(self).__name__} has no head epochs")
+
+    def measures(self) -> dict[str, Tensor]:
+        """Scalars of the last forward pass to watch, detached and on the device; the loop logs their epoch means."""
+        return {}
+
+    def groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """The method's parameters, each list with the factor of its learning rate."""
+        return [(list(self.parameters()), 1.0)]
+
+
+class TeacherViews(nn.Module):
+    """Several views of one frozen teacher, in place of it: every host learns from the ensemble.
+
+    ``forward(teacher, batch)`` gives the teacher's Output with its view fields filled, which hosts read through
+    :func:`akd.methods.soft_target`, and the views' own terms, named and unweighted like a method's.
+
+    Attributes:
+        needs, relational, warmup_epochs: as of a :class:`Method`.
+        config: the object registered with these views.
+        lr_factor: of the views' parameters.
+    """
+
+    config: Any
+    needs: frozenset[str] = frozenset({"logits", "embedding"})
+    relational: bool = False
+    warmup_epochs: int = 0
+    lr_factor: float = 1.0
+
+    def forward(self, teacher: Output, batch: Batch) -> tuple[Output, dict[str, Tensor]]:
+        raise NotImplementedError(f"{type(self).__name__} makes no views")
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each own term in the loss."""
+        raise NotImplementedError(f"{type(self).__name__} names no weights")
+
+    def measures(self) -> dict[str, Tensor]:
+        """As of a :class:`Method`."""
+        return {}
+
+    @staticmethod
+    def mass(config: Any) -> float:
+        """By how much these views multiply a soft-target loss: the sum of the ensemble's weights."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
@@ -68,25 +117,44 @@ class MethodConfig:
 
     Attributes:
         host: the loss a teacher's knowledge goes through; a config object registered with its host.
+        views: what stands in the teacher's place; a config object registered with its views, or ``None``.
     """
 
     host: Any = field(default=None)
+    views: Any = field(default=None)
 
     @property
     def host_name(self) -> str:
         return str(self.host.name)
 
+    @property
+    def views_name(self) -> str | None:
+        return None if self.views is None else str(self.views.name)
 
-def create_method(config: MethodConfig, shapes: Shapes, *, label_smoothing: float = 0.0, seed: int = 0) -> Method:
-    """The method a configuration describes.
+    @property
+    def warmup_epochs(self) -> int:
+        """Head epochs before the student's first."""
+        return int(getattr(self.views, "head_warmup_epochs", 0))
 
-    Args:
-        shapes: of student and teacher.
-        label_smoothing: of the hard-label term.
-        seed: initial weights of the method's own parameters.
-    """
-    from akd.seeds import derive
+    def without_warmup(self) -> MethodConfig:
+        """The same method with no head epochs."""
+        if not self.warmup_epochs:
+            return self
+        return replace(self, views=replace(self.views, head_warmup_epochs=0))
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive("method", seed))
-        return hosts.get(config.host_name)(config.host, shapes=shapes, label_smoothing=label_smoothing)
+    @property
+    def name(self) -> str:
+        """What the method is called in one word: its views if it has any, else its host."""
+        return self.views_name or self.host_name
+
+    @property
+    def title(self) -> str:
+        """The method in words: ``kd``, ``angular_kd over kd``."""
+        return f"{self.views_name} over {self.host_name}" if self.views_name else self.host_name
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the teacher has to give; empty without a teacher."""
+        parts = [hosts.get(self.host_name)] + ([views.get(self.views_name)] if self.views_name else [])
+        none: frozenset[str] = frozenset()
+        return none.union(*(getattr(part, "needs", none) for part in parts))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from akd.config import resolve
 from akd.data import Batch
-from akd.methods import Method, Shapes, create_method, hosts
+from akd.methods import Method, Shapes, TeacherViews, WithViews, create_method, hosts, views
 from akd.models import Output, create_model
 from akd.teacher import LiveTeacher
 
@@ -29,18 +29,24 @@ class Spec:
         method: what stands under ``method:`` in an experiment file.
         minimal: terms that are 0, with zero gradient, when student and teacher agree.
         views: the teacher comes with view logits.
+        draws: draws random numbers, which go by a sample's place in the batch.
         train: settings under ``train:``.
     """
 
     method: Any
     minimal: tuple[str, ...] = ()
     views: bool = False
+    draws: bool = False
     train: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        host = self.method if isinstance(self.method, str) else self.method["host"]
-        words = host if isinstance(host, str) else "-".join(str(v) for v in host.values())
+        parts = [self.method] if isinstance(self.method, str) else self.method.values()
+        words = "-".join(p if isinstance(p, str) else "-".join(map(str, p.values())) for p in parts)
         return words + "-views" * self.views + "".join(f"-{k}" for k in self.train)
+
+
+def angular(**settings: Any) -> dict[str, Any]:
+    return {"host": {"name": "kd", "weight": 2.0}, "views": {"name": "angular_kd", **settings}}
 
 
 SPECS = [
@@ -51,6 +57,12 @@ SPECS = [
     Spec("kd", minimal=("kd",), views=True),
     Spec({"host": {"name": "kd", "temperature": 1.0}}, minimal=("kd",)),
     Spec({"host": {"name": "kd", "temperature": 20.0, "weight": 3.0, "ce_weight": 0.0}}, minimal=("kd",), views=True),
+    Spec("angular_kd", draws=True),
+    Spec("angular_kd", draws=True, train={"label_smoothing": 0.1}),
+    Spec(angular(count=1), draws=True),
+    Spec(angular(count=8, head="low_rank", head_rank=3, tau_angle=4.0, detach=False), draws=True),
+    Spec(angular(head="projected", head_width=6, dropout_low=0.0, dropout_high=0.0, margin=0.5)),
+    Spec(angular(as_released=True, head_init="across", detach=False), draws=True),
 ]
 
 
@@ -174,6 +186,8 @@ class TestMethod:
 
     def test_batch_order_does_not_matter(self, spec: Spec) -> None:
         method = build(spec).double()
+        if spec.draws:
+            method.eval()
         student, teacher = self.pair(spec, torch.float64)
         lam = torch.linspace(0, 1, B)
         batch = make_batch(lam=lam, target2=make_batch().target.roll(1), view=(torch.arange(B) % 3 == 0).long())
@@ -184,7 +198,7 @@ class TestMethod:
         two = method(*(map_output(o, lambda t: t[order]) for o in (student, teacher)), turned)
         assert one.keys() == two.keys()
         for name in one:
-            assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-12), name
+            assert one[name].item() == pytest.approx(two[name].item(), rel=1e-12), name
 
     @pytest.mark.parametrize("scale", [2.0, 1000.0])
     def test_finite_in_bfloat16(self, spec: Spec, scale: float) -> None:
@@ -205,13 +219,13 @@ class TestMethod:
         wide = build(spec)(*rounded, make_batch())
         low = build(spec).bfloat16()(*(map_output(o, lambda t: t.bfloat16()) for o in rounded), make_batch())
         for name in wide:
-            assert float(low[name]) == pytest.approx(float(wide[name]), rel=2e-2, abs=1e-3), name
+            assert low[name].item() == pytest.approx(wide[name].item(), rel=2e-2, abs=1e-3), name
 
     def test_state_dict_round_trip(self, spec: Spec) -> None:
         one, two = build(spec, seed=0), build(spec, seed=1)
         two.load_state_dict(one.state_dict())
         a, b = (m(*self.pair(spec), make_batch()) for m in (one, two))
-        assert {k: float(v) for k, v in a.items()} == {k: float(v) for k, v in b.items()}
+        assert {k: v.item() for k, v in a.items()} == {k: v.item() for k, v in b.items()}
 
     def test_seed_decides_the_initial_parameters_and_leaves_the_global_generator_alone(self, spec: Spec) -> None:
         before = torch.get_rng_state()
@@ -239,7 +253,7 @@ class TestMethod:
             sizes = [rows.stop - rows.start for rows in parts]
             got = {k: sum(n * t[k] for n, t in zip(sizes, terms, strict=True)) / B for k in whole}
         for name in whole:
-            assert float(got[name]) == pytest.approx(float(whole[name]), rel=1e-12), name
+            assert got[name].item() == pytest.approx(whole[name].item(), rel=1e-12), name
 
     def test_strong_view_rows_carry_no_hard_label(self, spec: Spec) -> None:
         method, view = build(spec), (torch.arange(B) < 4).long()
@@ -247,13 +261,13 @@ class TestMethod:
         wrong = torch.where(view == 1, (one.target + 1) % C, one.target)
         two = make_batch(view=view, target=wrong, target2=wrong)
         a, b = method(*self.pair(spec), one), method(*self.pair(spec), two)
-        assert {k: float(v) for k, v in a.items()} == {k: float(v) for k, v in b.items()}
+        assert {k: v.item() for k, v in a.items()} == {k: v.item() for k, v in b.items()}
         nothing = method(*self.pair(spec), make_batch(view=torch.ones(B, dtype=torch.long)))
         assert all(term.isfinite() for term in nothing.values())
         if "ce" in nothing:
-            assert float(nothing["ce"]) == 0
+            assert nothing["ce"].item() == 0
             standard = method(*self.pair(spec), make_batch())
-            assert float(a["ce"]) != float(standard["ce"])
+            assert a["ce"].item() != standard["ce"].item()
 
     def test_hard_labels_are_mixed_by_lam(self, spec: Spec) -> None:
         method = build(spec).double()
@@ -268,10 +282,10 @@ class TestMethod:
         for i in range(B):
             only = (torch.arange(B) != i).long()  # every other row is strong, so the mean is this row's label alone
             one, two = (
-                float(method(*outputs, make_batch(view=only, target=t, target2=t))["ce"]) for t in (first, second)
+                method(*outputs, make_batch(view=only, target=t, target2=t))["ce"].item() for t in (first, second)
             )
             want += (float(lam[i]) * one + (1 - float(lam[i])) * two) / B
-        assert float(mixed["ce"]) == pytest.approx(want, rel=1e-12)
+        assert mixed["ce"].item() == pytest.approx(want, rel=1e-12)
 
     def test_needs_a_teacher_only_if_it_says_so(self, spec: Spec) -> None:
         method, (student, teacher) = build(spec), self.pair(spec)
@@ -280,7 +294,7 @@ class TestMethod:
                 method(student, None, make_batch())
         else:
             alone, beside = method(student, None, make_batch()), method(student, teacher, make_batch())
-            assert {k: float(v) for k, v in alone.items()} == {k: float(v) for k, v in beside.items()}
+            assert {k: v.item() for k, v in alone.items()} == {k: v.item() for k, v in beside.items()}
             assert method.soft_weight() == 0
 
 
@@ -310,6 +324,19 @@ def test_registered_with_a_config_whose_defaults_build(name: str) -> None:
     assert isinstance(method, Method)
 
 
+@pytest.mark.parametrize("name", views.names())
+def test_views_are_registered_with_a_config_whose_defaults_build(name: str) -> None:
+    config = views.info(name)["config"]
+    assert config().name == name
+    assert views.info(name)["summary"]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config().name = "other"
+    method = create_method(resolve({"method": name}).method, Shapes(C, 8, 8, STUDENT, STUDENT))
+    assert isinstance(method, WithViews)
+    assert isinstance(method.views, TeacherViews)
+
+
 def test_every_registered_method_is_under_contract() -> None:
-    listed = {resolve({"method": spec.method}).method.host_name for spec in SPECS}
-    assert listed == set(hosts.names())
+    listed = [resolve({"method": spec.method}).method for spec in SPECS]
+    assert {m.host_name for m in listed} == set(hosts.names())
+    assert {m.views_name for m in listed} - {None} == set(views.names())

@@ -1,0 +1,71 @@
+"""From a configuration to a method: a host, alone or with views in its teacher's place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from akd.data.batch import Batch
+from akd.methods.base import Method, MethodConfig, Shapes, TeacherViews, hosts, views
+from akd.models.output import Output
+from akd.seeds import derive
+
+
+class WithViews(Method):
+    """A host that sees its teacher through views. Names of the views' terms start with ``views/``."""
+
+    def __init__(self, host: Method, teacher_views: TeacherViews):
+        super().__init__()
+        self.host, self.views = host, teacher_views
+        self.needs = host.needs | teacher_views.needs
+        self.relational = host.relational or teacher_views.relational
+        self.warmup_epochs = teacher_views.warmup_epochs
+        self._soft_weight: Tensor | None = None
+
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> dict[str, Tensor]:
+        if teacher is None:
+            raise ValueError("views need a teacher")
+        seen, terms = self.views(teacher, batch)
+        if seen.view_weights is not None:
+            self._soft_weight = seen.view_weights.sum() * self.host.soft_weight()
+        return self.host(student, seen, batch) | {f"views/{name}": term for name, term in terms.items()}
+
+    def weights(self) -> dict[str, float]:
+        return self.host.weights() | {f"views/{name}": weight for name, weight in self.views.weights().items()}
+
+    def soft_weight(self) -> float:
+        return self.host.soft_weight() * self.views.mass(self.views.config)
+
+    def warmup(self, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+        _, terms = self.views(teacher, batch)
+        return {f"views/{name}": term for name, term in terms.items()}
+
+    def measures(self) -> dict[str, Tensor]:
+        found = self.host.measures() | {f"views/{name}": value for name, value in self.views.measures().items()}
+        return found if self._soft_weight is None else found | {"views/soft_weight": self._soft_weight}
+
+    def groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        return [*self.host.groups(), (list(self.views.parameters()), self.views.lr_factor)]
+
+
+def create_method(config: MethodConfig, shapes: Shapes, *, label_smoothing: float = 0.0, seed: int = 0) -> Method:
+    """The method a configuration describes.
+
+    Args:
+        shapes: of student and teacher.
+        label_smoothing: of the hard-label term.
+        seed: initial weights of the method's own parameters.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive("method", seed))
+        host: Method = hosts.get(config.host_name)(config.host, shapes=shapes, label_smoothing=label_smoothing)
+        if config.views_name is None:
+            return host
+        torch.manual_seed(derive("views", seed))  # whatever the host has drawn
+        return WithViews(host, views.get(config.views_name)(config.views, shapes=shapes))
+
+
+def soft_weight(config: MethodConfig, num_classes: int) -> float:
+    """Effective weight of soft targets of a method that need not be built; see :meth:`Method.soft_weight`."""
+    host = create_method(MethodConfig(host=config.host), Shapes(num_classes))
+    return host.soft_weight() * (views.get(config.views_name).mass(config.views) if config.views_name else 1.0)  # type: ignore[attr-defined]
