@@ -8,8 +8,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from akd.study import distil, search
+    from akd.teacher.keep import load_student
 
-__all__ = ["__version__", "distil", "search"]
+__all__ = ["__version__", "distil", "load_student", "search"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from akd import study
 
         return getattr(study, name)
+    if name == "load_student":
+        from akd.teacher.keep import load_student
+
+        return load_student
     raise AttributeError(f"module 'akd' has no attribute {name!r}")

@@ -30,7 +30,11 @@ _FLAGS = {
     "--champion-seeds": ("search.champion_seeds", "N", "final runs of winner and controls"),
     "--sampler": ("search.sampler", "NAME", "tpe or random"),
     "--scheduler": ("search.scheduler", "NAME", "asha or none"),
-    "--log-checkpoints": ("search.log_checkpoints", "WHICH", "students MLflow keeps: all, best, champion, none"),
+    "--log-checkpoints": (
+        "search.log_checkpoints",
+        "WHICH",
+        "students MLflow keeps: all (each epoch), best (each run's last), champion, none",
+    ),
 }
 
 
@@ -134,7 +138,9 @@ def _overrides(words: list[str], known: Sequence[str]) -> dict[str, str]:
 def _seconds(text: str) -> Any:
     """``90``, ``30m``, ``2h`` as seconds; anything else unchanged, for the settings to refuse."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else text
+    if not match:
+        raise ExperimentError("must be a time like 90, 90s, 30m or 2h", key="--time-budget", value=text)
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _experiment(args: argparse.Namespace, words: list[str]) -> Any:
@@ -176,7 +182,7 @@ def _search(args: argparse.Namespace, words: list[str]) -> None:
     if not args.space and not any("space." in w for w in words):
         from akd import spaces
 
-        raise ExperimentError(f"name a search space: a file, or one of {', '.join(spaces.names())}", key="akd search")
+        raise ExperimentError(f"name a search space: a file, or one of {', '.join(spaces.names())}")
     experiment = _experiment(args, words)
     if args.dry_run:
         from rich.console import Console
@@ -185,7 +191,7 @@ def _search(args: argparse.Namespace, words: list[str]) -> None:
 
         ready = prepare.prepare(experiment)
         prepare.study_folder(Path(args.output), args.name or prepare.default_name(experiment), resume=False)
-        dryrun.show(ready, Console(highlight=False))
+        dryrun.show(ready, Console(highlight=False), Path(args.output))
         return
     from akd import study
 
@@ -281,7 +287,8 @@ def _run(arguments: Sequence[str]) -> None:
         from akd.data.dataset import DataConfig, data_dir
 
         if args.name not in ("cifar10", "cifar100"):
-            raise ExperimentError("needs no files or is unknown; cifar10 and cifar100 can be fetched", key=args.name)
+            problem = "needs no files" if args.name == "digits" else "cannot be fetched; cifar10 and cifar100 can"
+            raise ExperimentError(problem, key="data", value=args.name)
         print(prepare(args.name, data_dir(DataConfig(dir=args.data_dir))))
     else:
         from akd.ui import serve

@@ -124,16 +124,20 @@ class TrainState:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """One step of the exponential moving average; young averages forget faster, so that they start well."""
+        """One step of the exponential moving average; young averages forget faster, so that they start well.
+
+        Parameters are averaged; buffers are the student's own. Batch normalisation's statistics are averages already:
+        averaged again they lag so far behind that early epochs, where the scheduler decides, are scored by the lag
+        (digits, lr 0.2, epoch 3: 89 % with copied statistics, 74 % with averaged ones).
+        """
         if self.average is None:
             return
         self.updates += 1
         decay = min(self.train_config.ema, (1 + self.updates) / (10 + self.updates))
-        for mine, theirs in zip(self.average.state_dict().values(), self.student.state_dict().values(), strict=True):
-            if mine.is_floating_point():
-                mine.lerp_(theirs, 1 - decay)
-            else:
-                mine.copy_(theirs)
+        for mine, theirs in zip(self.average.parameters(), self.student.parameters(), strict=True):
+            mine.lerp_(theirs, 1 - decay)
+        for kept, current in zip(self.average.buffers(), self.student.buffers(), strict=True):
+            kept.copy_(current)
 
     def save(self, folder: Path, keep: int = 2) -> Path:
         """Write a checkpoint of this state under ``folder``; see :func:`akd.checkpoint.save`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,7 @@ class Gain:
 
     Attributes:
         mean: mean difference.
-        low, high: 95 % interval (Student's t over the pairs); ``None`` with one seed.
+        low, high: 95 % interval (Student's t over the pairs); ``None`` with one seed or equal pairs.
     """
 
     mean: float
@@ -48,7 +49,8 @@ def paired_gain(champion: dict[int, float], control: dict[int, float]) -> Gain:
     differences = [100 * (champion[seed] - control[seed]) for seed in champion]
     mean = statistics.fmean(differences)
     n = len(differences)
-    if n < 2:
+    # Equal differences (two seeds that tie) are no sign of certainty.
+    if n < 2 or len(set(differences)) == 1:
         return Gain(mean, None, None)
     half = float(t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
     return Gain(mean, mean - half, mean + half)
@@ -70,7 +72,7 @@ class StudyResult:
         effective_soft_target_weight: of the winner, sum(weight * mass * temperature^2).
         trials: how many ended in which state.
         mlflow: address, experiment, run ids.
-        wall_clock_s, device_hours: time passed; time of devices in training.
+        wall_clock_s, device_hours: time passed in all sessions that ended in order; time of devices in training.
         teacher_passes: images the teacher was run on, and how many a cache saved.
         start_cost_s: median and largest pause between two trials of one worker process.
     """
@@ -104,6 +106,15 @@ class StudyResult:
             f"Winner: trial {best['number']} ({values}), validation {100 * best['validation_accuracy']:.2f} %.\n\n"
             f"Test accuracy {100 * test['mean']:.2f} % over {len(test['accuracy'])} seeds: {gains}."
         )
+
+    @classmethod
+    def read(cls, folder: Path) -> StudyResult | None:
+        """The result kept in a study's folder; ``None`` if there is none."""
+        try:
+            kept = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return cls(**{**kept, "gain": {name: Gain(**gain) for name, gain in kept["gain"].items()}})
 
     def write(self, folder: Path) -> None:
         """Keep it as ``result.json``."""

@@ -113,7 +113,7 @@ def parse(experiment: Experiment) -> Space:
             never = [v for v in values if choices and v not in choices]
             if never or not values:
                 value = never[0] if never else []
-                hint = near(value, map(str, choices)) or f", which is one of {', '.join(map(str, choices))}"
+                hint = f", it is one of {', '.join(map(str, choices))}"
                 raise _error(f"{key} never has this value{hint}", parameter.key, experiment, f"when.{key}", value)
     while len(order) < len(parameters):
         ready = [p for p in parameters.values() if p.key not in placed and all(key in placed for key, _ in p.when)]
@@ -222,7 +222,8 @@ def _check_values(space: Space, experiment: Experiment) -> None:
                 experiment.with_values(values)
             except ExperimentError as error:
                 if error.key == p.key:
-                    raise _error(f"{value!r} {error.problem}", p.key, experiment) from None
+                    shown = "" if error.problem.startswith("unknown key") else f"{value!r} "
+                    raise _error(f"{shown}{error.problem}", p.key, experiment) from None
                 if error.key and error.key.startswith(p.key + "."):
                     raise _error(error.problem, p.key, experiment) from None
                 if error.key in context:  # its own turn may say more; if not, it is the two together

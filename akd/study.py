@@ -61,7 +61,10 @@ def search(
     name = name or default_name(ready.experiment)
     folder = study_folder(Path(output).absolute(), name, resume=False)
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(folder.parent)
-    run_folder.create(folder, ready.experiment, Run("study", name, tags={"tracking": scrubbed(uri)}))
+    try:
+        run_folder.create(folder, ready.experiment, Run("study", name, tags={"tracking": scrubbed(uri)}))
+    except OSError as error:
+        raise ExperimentError(f"cannot be written: {error.strerror}", key="output", value=str(output)) from None
     return _Study(ready, folder, uri, ray_address, display).run()
 
 
@@ -148,10 +151,11 @@ class _Study:
         """Teacher, search, champion, result; the tracker is always closed and the study's state always kept."""
         e = self.experiment
         with self._locked():
-            if self.record.state != RUNNING:
+            finished = StudyResult.read(self.folder) if self.record.state == COMPLETE else None
+            if self.record.state != RUNNING and finished is None:
                 self.record.state, self.record.ended, self.record.reason = RUNNING, None, None
                 self.record.write(self.folder)
-            began = time.time()
+            before, began = float(self.record.tags.get("seconds", 0)), time.time()
             experiment_name = f"{e.data.name}: {e.teacher.name} to {e.student.name}"
             self.tracker = Tracker(
                 self.uri,
@@ -165,9 +169,11 @@ class _Study:
                 self.tracker.changed(path.parent)
             self.display.say(f"study {self.name}: {experiment_name}, {len(self.ready.data.train)} training images")
             try:
+                if finished is not None:  # nothing to run; MLflow may have missed something
+                    return self._conclude(finished)
                 teacher = self._teacher() if self.ready.wants_teacher else None
                 self._search(teacher)
-                return self._finish(teacher, began)
+                return self._finish(teacher, before, began)
             except (KeyboardInterrupt, Interrupted):
                 raise Interrupted(f"stopped; go on with: {self.resume_command()}") from None
             except BaseException as error:
@@ -175,6 +181,9 @@ class _Study:
                 self.tracker.changed(self.folder)
                 raise
             finally:
+                if finished is None:
+                    self.record.tags["seconds"] = f"{before + time.time() - began:.1f}"
+                    self.record.write(self.folder)
                 self._close_tracker()
 
     @property
@@ -295,7 +304,7 @@ class _Study:
         # Epochs are gathered: a write costs the driver more than a small epoch costs its worker.
         self.tracker.changed(folder, delay=3)
 
-    def _finish(self, teacher: Teacher | None, began: float) -> StudyResult:
+    def _finish(self, teacher: Teacher | None, before: float, began: float) -> StudyResult:
         from akd.searcher import ranking
 
         ranked = ranking(self.folder)
@@ -313,7 +322,7 @@ class _Study:
 
             def on_epoch(name: str, record: Any) -> None:
                 done[0] += 1
-                advance(done[0], name)
+                advance(done[0], name if done[0] < total else "")
                 self.tracker.changed(current[-1], delay=3)
 
             def on_start(folder: Path) -> None:
@@ -339,33 +348,39 @@ class _Study:
             ranked[0],
             tested,
             handed,
-            seconds=time.time() - began,
+            seconds=before + time.time() - began,
             start_costs=self.start_costs,
         )
         result.write(self.folder)
         self._record_end(result)
-        model = re.sub(r"[^\w-]+", "-", f"akd-{self.experiment.data.name}-{self.experiment.student.name}")
-        if self.experiment.search.log_checkpoints != "none":
-            self.tracker.register(self.folder / "finals" / f"champion-seed{seed}", model)
+        return self._conclude(result)
+
+    def _conclude(self, result: StudyResult) -> StudyResult:
+        """Bring MLflow in line with the result, keep MLflow's ids with it, and show it."""
+        e = self.experiment
+        seed = final_seeds(e)[0]
+        champion = self.folder / "finals" / f"champion-seed{seed}"
+        model = re.sub(r"[^\w-]+", "-", f"akd-{e.data.name}-{e.student.name}")
+        registered = e.search.log_checkpoints != "none"
+        if registered:
+            self.tracker.register(champion, model)
         self.tracker.changed(self.folder)
         if self._close_tracker():
-            result = replace(result, mlflow=self._mlflow(best, seed, model))
+            t = self.tracker
+            ids = {
+                "tracking_uri": scrubbed(self.uri),
+                "experiment_id": t.experiment_id,
+                "run_id": t.run_id(self.folder),
+                "best_trial_run_id": t.run_id(self.folder / "trials" / f"{result.best_trial['number']:05d}"),
+                "champion_run_id": t.run_id(champion),
+                "registered_model": f"models:/{model}@champion" if registered else None,
+                "checkpoint_bytes": t.bytes_logged(),
+            }
+            result = replace(result, mlflow=ids)
             result.write(self.folder)
-        title = f"winner: {winner.method.title}, {winner.student.name}"
+        title = f"winner: {e.method.title}, {e.student.name}"
         self.display.panel(title, closing_lines(result, self._ui_command()))
         return result
-
-    def _mlflow(self, best: Run, seed: int, model: str) -> dict[str, Any]:
-        t = self.tracker
-        return {
-            "tracking_uri": scrubbed(self.uri),
-            "experiment_id": t.experiment_id,
-            "run_id": t.run_id(self.folder),
-            "best_trial_run_id": t.run_id(self.folder / "trials" / f"{best.number:05d}"),
-            "champion_run_id": t.run_id(self.folder / "finals" / f"champion-seed{seed}"),
-            "registered_model": f"models:/{model}@champion" if self.tracker.keep != "none" else None,
-            "checkpoint_bytes": t.bytes_logged(),
-        }
 
     def _record_end(self, result: StudyResult) -> None:
         figures = {

@@ -61,7 +61,7 @@ def make_result(
         best: winning trial, its validation accuracy, its epochs.
         tested: ``champion`` and controls -> seed -> test accuracy.
         handed: folder of the champion's student.
-        seconds: wall-clock time of this session.
+        seconds: wall-clock time of all sessions.
         start_costs: pauses between trials of one worker, seconds.
     """
     experiment: Experiment = ready.experiment
@@ -128,6 +128,8 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
         lines.append(f"  {CONTROL_WORDS[name]:<14} {control:<20} {gain.mean:>+12.2f} points{interval}")
     lines += [
         "",
+        verdict(result),
+        "",
         f"student   {shown_path(Path(result.champion['student']))}/student.safetensors",
         f"study     {shown_path(Path(result.folder))} (result.json, trials, finals)",
     ]
@@ -141,6 +143,16 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
         )
     lines.append(f"time      {result.wall_clock_s:.0f} s; {result.device_hours * 60:.1f} device-minutes of training")
     return lines
+
+
+def verdict(result: StudyResult) -> str:
+    """In words: which controls the winner is shown to beat."""
+    beaten = [CONTROL_WORDS[n] for n, g in result.gain.items() if g.low is not None and g.low > 0]
+    open_ = [CONTROL_WORDS[n] for n, g in result.gain.items() if CONTROL_WORDS[n] not in beaten]
+    if not open_:
+        return f"The winner beats {' and '.join(beaten)} beyond noise."
+    start = f"The winner beats {beaten[0]} beyond noise, but is" if beaten else "The winner is"
+    return f"{start} not shown to beat {' or '.join(open_)}: more seeds, epochs or trials would tell."
 
 
 def program() -> str:

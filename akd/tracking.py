@@ -377,7 +377,7 @@ class Tracker:
         if run.rung is not None:
             client.set_tag(run_id, "akd.rung", str(run.rung))
         for tag, text in run.tags.items():
-            if tag != "tracking":
+            if tag not in ("tracking", "seconds"):
                 client.set_tag(run_id, tag if tag.startswith("mlflow.") else f"akd.{tag}", text)
         for key, value in run.results.items():
             client.log_metric(run_id, key, value, timestamp=int((run.ended or 0) * 1000))

@@ -68,5 +68,7 @@ def serve(output: Path, study: str | None, port: int, tracking_uri: str | None, 
     environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": store}
     # Its start-up chatter would hide the address above.
     environment |= {"PYTHONWARNINGS": "ignore", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+    # Its workers for language-model jobs take a gigabyte and have nothing to do here.
+    environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment |= {"MLFLOW_DEFAULT_ARTIFACT_ROOT": (output / "artifacts").as_uri()}
     os.execve(sys.executable, command, environment)

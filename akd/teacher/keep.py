@@ -127,6 +127,15 @@ def _keep_given(folder: Path, own: Experiment, experiment: Experiment, data: Tra
     run.end(folder, run_folder.COMPLETE, None, **scores)
 
 
+def find(experiment: Experiment, data: TrainData, store: Path) -> Teacher | None:
+    """The experiment's teacher if ``store`` has it, trained to the end."""
+    name = teacher_hash(experiment, data)
+    run = run_folder.Run.read(store / name)
+    if run is None or run.state != run_folder.COMPLETE:
+        return None
+    return Teacher(name, store / name, run_folder.accuracy(store / name), found=True)
+
+
 def obtain(
     experiment: Experiment,
     data: TrainData,
@@ -147,9 +156,10 @@ def obtain(
     folder = store / name
     store.mkdir(parents=True, exist_ok=True)
     with FileLock(store / f".{name}.lock"):
+        kept = find(experiment, data, store)
+        if kept is not None:
+            return kept
         run = run_folder.Run.read(folder)
-        if run is not None and run.state == run_folder.COMPLETE:
-            return Teacher(name, folder, run_folder.accuracy(folder), found=True)
         if experiment.teacher.weights is not None:
             tags = {"teacher_hash": name, "teacher_saw_validation": "may have"}
             given = run_folder.Run("teacher", f"teacher {own.student.name}", tags=tags)
