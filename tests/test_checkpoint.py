@@ -64,6 +64,16 @@ class TestFolder:
         assert [p.name for p in checkpoint.all_checkpoints(tmp_path)] == ["epoch_000009", "epoch_000010"]
         assert checkpoint.latest(tmp_path) == tmp_path / "epoch_000010"
 
+    def test_head_epochs_come_before_the_first_epoch(self, tmp_path: Path) -> None:
+        for head_epoch in (1, 2, 10):
+            checkpoint.save(tmp_path, 0, TENSORS, STATE, keep=9, head_epoch=head_epoch)
+        checkpoint.save(tmp_path, 1, TENSORS, STATE, keep=9, head_epoch=10)
+        names = [p.name for p in checkpoint.all_checkpoints(tmp_path)]
+        assert names == [*(checkpoint.name(0, k) for k in (1, 2, 10)), "epoch_000001"]
+        assert checkpoint.latest(tmp_path) == tmp_path / "epoch_000001"
+        save(tmp_path, 2)
+        assert [p.name for p in checkpoint.all_checkpoints(tmp_path)] == ["epoch_000001", "epoch_000002"]
+
     def test_leaves_nothing_beside_the_checkpoint(self, tmp_path: Path) -> None:
         path = save(tmp_path, 1)
         assert [p.name for p in tmp_path.iterdir()] == ["epoch_000001"]

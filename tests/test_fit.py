@@ -180,7 +180,11 @@ def with_views(
 
 class TestHeadEpochs:
     @pytest.mark.parametrize("views", VIEWS.values(), ids=VIEWS)
-    @pytest.mark.parametrize("train", [{"ema": 0.9, "grad_clip": 1.0}, {"momentum": 0.0}], ids=["ema-clip", "plain"])
+    @pytest.mark.parametrize(
+        "train",
+        [{"ema": 0.9, "grad_clip": 1.0}, {"momentum": 0.0, "precision": "bfloat16"}],
+        ids=["ema-clip", "bfloat16"],
+    )
     def test_same_bits_and_resume_from_every_checkpoint_of_both_stages(
         self, views: dict[str, Any], train: dict[str, Any], data: TrainData, teacher: nn.Module, tmp_path: Path
     ) -> None:

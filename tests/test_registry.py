@@ -75,3 +75,16 @@ def test_names_of_other_packages(fruit: Registry, monkeypatch: pytest.MonkeyPatc
     assert fruit.get("mango")(["x"]) == "one of x"
     with pytest.raises(ExperimentError, match="did you mean 'mango'"):
         fruit.get("mangoo")
+
+
+def test_holds_its_own_names_and_those_of_other_packages(fruit: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = [EntryPoint("fig", "no_such_module:fig", "akd.fruit")]
+    monkeypatch.setattr(akd.registry, "entry_points", lambda group: offered if group == "akd.fruit" else [])
+    assert "apple" in fruit
+    assert "fig" in fruit
+    assert "plum" not in fruit
+
+
+def test_names_that_may_have_been_meant(fruit: Registry) -> None:
+    with pytest.raises(ExperimentError, match="no such fruit, did you mean 'carrot'"):
+        fruit.get("carot", also=["carrot"])

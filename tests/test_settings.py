@@ -144,6 +144,16 @@ class TestBuild:
         assert self.message({"bell": 0.7, "fan": False}).startswith("bell = 0.7: has no effect while fan is False")
         assert build(Oven, {"bell": 0.7, "fan": True}).bell == 0.7
 
+    def test_setting_with_several_ways_to_an_effect(self) -> None:
+        @dataclasses.dataclass(frozen=True)
+        class Stove:
+            fuel: str = setting("gas", choices=["gas", "wood", "oil"])
+            flame: int = setting(1, when=("fuel", ("gas", "oil")))
+
+        assert build(Stove, {"fuel": "oil", "flame": 3}).flame == 3
+        with pytest.raises(ExperimentError, match=r"while fuel is 'wood'; it needs fuel: gas or oil$"):
+            build(Stove, {"fuel": "wood", "flame": 3})
+
     def test_default_spelled_out_is_no_mistake(self) -> None:
         """A resolved experiment spells out every key and must be readable again."""
         assert build(Oven, {"stops": [], "bell": 0.5, "timer": None}) == Oven()

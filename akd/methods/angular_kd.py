@@ -95,7 +95,7 @@ class AngularKD(TeacherViews):
         )
         self.shares: Tensor
         weights = angular.ensemble_weights(config.count, config.view_weight, _norm(config))
-        self.register_buffer("shares", torch.tensor(weights), persistent=False)
+        self.register_buffer("shares", torch.tensor(weights, dtype=torch.float64), persistent=False)
         self._weights = _weights(config)
         self.warmup_epochs = config.head_warmup_epochs if self._weights else 0  # nothing to learn from otherwise
         self._measured: dict[str, Tensor] = {}

@@ -71,7 +71,8 @@ class ViewHeads(nn.Module):
         self.register_buffer("running_mean", torch.zeros(count, inner))
         self.register_buffer("running_var", torch.ones(count, inner))
         low, high = dropout if count > 1 else [sum(dropout) / 2] * 2
-        self.register_buffer("rates", torch.linspace(low, high, count)[:, None], persistent=False)
+        rates = torch.linspace(low, high, count, dtype=torch.float64)[:, None]
+        self.register_buffer("rates", rates, persistent=False)
 
     def forward(self, embedding: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Views of a batch.

@@ -57,7 +57,11 @@ class TestAgainstOneHeadAtATime:
         x = feature()
         inner = x @ heads.projection.T if kw["head"] == "projected" else x
         norms = [nn.BatchNorm1d(inner.shape[1]).double() for _ in range(count)]
-        rates = (torch.linspace(0.2, 0.4, count) if count > 1 else torch.tensor([0.3])).double()
+        rates = (
+            torch.linspace(0.2, 0.4, count, dtype=torch.float64)
+            if count > 1
+            else torch.tensor([0.3], dtype=torch.float64)
+        )
         for step in range(3):
             source = torch.Generator().manual_seed(step)
             masks = (torch.rand(B, count, inner.shape[1], generator=source) >= rates[:, None]) / (1 - rates[:, None])
