@@ -179,8 +179,7 @@ def shapes_of(student: nn.Module, image: Tensor, source: TeacherSource | None, n
 
 def build_student(experiment: Experiment, data: TrainData) -> nn.Module:
     """The student with its initial weights, which depend on ``train.seed`` alone."""
-    images = data.dataset.images
-    check_images(experiment.student.name, images.shape[2], images.shape[3])
+    check_images(experiment.student.name, *data.dataset.size)
     kw = {"in_channels": data.dataset.channels}
     return seeded_model(experiment.student.name, len(data.dataset.classes), experiment.train.seed, **kw)
 

@@ -58,12 +58,11 @@ def prepare(experiment: Experiment) -> Prepared:
     )
     data = split_data(experiment.data, load_data(experiment.data))
     space = parse(experiment)
-    shape = data.dataset.images.shape
     for key in ("student", "teacher"):
         name = getattr(experiment, key).name
         try:
-            check_images(name, shape[2], shape[3])
-            create_model(name, len(data.dataset.classes), in_channels=shape[1])
+            check_images(name, *data.dataset.size)
+            create_model(name, len(data.dataset.classes), in_channels=data.dataset.channels)
         except (ExperimentError, TypeError, ValueError) as error:
             raise ExperimentError(str(error), key=key, value=name, where=experiment.origins.of(f"{key}.name")) from None
     check_data(experiment, data)

@@ -53,13 +53,12 @@ def as_experiment(experiment: Experiment) -> Experiment:
 def teacher_hash(experiment: Experiment, data: TrainData) -> str:
     """Sixteen hex digits that change whenever the teacher's weights would."""
     own = as_experiment(experiment).to_dict()
-    augment = data.augment
     parts = {
         "model": own["student"],
         # Threads change a sum's rounding, not what the teacher is; machines differ in them.
         "train": {k: v for k, v in own["train"].items() if k != "threads"},
         "data": data.hash,
-        "augment": [augment.padding, augment.flip],
+        "augment": data.augment.identity,
         "normalise": [data.dataset.mean, data.dataset.std],
         "format": 1,
     }
