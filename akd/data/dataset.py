@@ -35,7 +35,7 @@ class DataConfig:
     validation: float = setting(0.1, above=0, below=1, help="share of the training images held out for selection")
     split_seed: int = setting(0, low=0, help="seed of subset and validation split")
     augment: str = setting("auto", choices=["auto", *AUGMENTS], help="standard view; auto is the data set's own")
-    crop_padding: int | None = setting(None, low=1, high=64, help="zero pixels on each side before cropping")
+    crop_padding: int | None = setting(None, low=1, high=64, help="zero pixels on each side; default 4, or size / 8")
     image_size: int | None = setting(
         None, low=8, high=1024, when=("name", "imagefolder"), help="side of the images networks see; default 64"
     )

@@ -41,9 +41,10 @@ def gather(images: Tensor, rows: Tensor, device: torch.device) -> Tensor:
         images: [n, C, H, W] on the CPU.
         rows: [b] positions on the CPU.
     """
-    batch = images.index_select(0, rows)
     # From pinned memory the copy does not wait for the steps the GPU still has to do.
-    return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch
+    batch = torch.empty(len(rows), *images.shape[1:], dtype=images.dtype, pin_memory=device.type == "cuda")
+    torch.index_select(images, 0, rows, out=batch)
+    return batch.to(device, non_blocking=True)
 
 
 def evaluation_batch(dataset: Dataset) -> int:
