@@ -11,12 +11,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from akd import folder as run_folder
 from akd.config import Experiment
-from akd.data.augment import normalise
-from akd.data.dataset import Dataset, TrainData
+from akd.data.dataset import TrainData
+from akd.data.loader import held_out_batches
 from akd.fit import EpochRecord
 from akd.folder import COMPLETE, Run
 from akd.metrics import evaluate
@@ -27,15 +25,6 @@ from akd.teacher.keep import load_student, load_teacher
 def final_seeds(experiment: Experiment) -> list[int]:
     """Seeds of the final runs: none of them was used in the search."""
     return [experiment.search.seed + 1 + k for k in range(experiment.search.champion_seeds or 1)]
-
-
-def held_out_batches(
-    dataset: Dataset, device: torch.device | str, batch_size: int = 512
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The test images, normalised, with labels."""
-    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (dataset.mean, dataset.std))
-    parts = zip(dataset.test_images.split(batch_size), dataset.test_labels.split(batch_size), strict=True)
-    return [(normalise(images, mean, std).to(device), labels.to(device)) for images, labels in parts]
 
 
 def run_final(

@@ -85,10 +85,12 @@ def _parser() -> _Parser:
     evaluate.add_argument("--mean", metavar="M,M,M", help="the network's normalisation; default the data set's")
     evaluate.add_argument("--std", metavar="S,S,S", help="goes with --mean")
 
-    data = verbs.add_parser("data", help="fetch a data set", allow_abbrev=False)
+    data = verbs.add_parser("data", help="fetch a data set, or decode a folder of pictures", allow_abbrev=False)
     data.add_argument("action", choices=["prepare"])
-    data.add_argument("name", help="cifar10 or cifar100")
+    data.add_argument("name", help="cifar10, cifar100 or imagefolder")
     data.add_argument("--data-dir", metavar="DIR", help="default $AKD_DATA_DIR or ~/.cache/akd/data")
+    data.add_argument("--image-size", metavar="N", help="imagefolder: side of the images networks see; default 64")
+    data.add_argument("--stored-size", metavar="N", help="imagefolder: side they are kept at")
 
     listing = verbs.add_parser("list", help="models, methods, data, spaces", allow_abbrev=False)
     listing.add_argument("what", choices=["models", "methods", "data", "spaces"])
@@ -265,6 +267,25 @@ def _evaluate(args: argparse.Namespace) -> None:
     print(f"{args.data}: top-1 {100 * scores['top1']:.2f} %{top5} of {scores['images']:,.0f} test images")
 
 
+def _prepare_data(args: argparse.Namespace) -> Path:
+    """``akd data prepare``: the folder that is ready now."""
+    from akd.data import cifar, imagefolder
+    from akd.data.dataset import DataConfig, data_dir
+    from akd.settings import Origins, build
+    from akd.yamlfile import parse_value
+
+    if args.name not in ("cifar10", "cifar100", "imagefolder"):
+        problem = "needs no files" if args.name == "digits" else "cifar10, cifar100 and imagefolder can be prepared"
+        raise ExperimentError(problem, key="data", value=args.name)
+    typed = {"dir": args.data_dir, "image_size": args.image_size, "stored_size": args.stored_size}
+    values = {name: text if name == "dir" else parse_value(text) for name, text in typed.items() if text is not None}
+    origins = Origins({f"data.{name}": f"--{name.replace('_', '-')}" for name in values})
+    config = build(DataConfig, {"name": args.name, **values}, prefix="data", origins=origins)
+    if args.name == "imagefolder":
+        return imagefolder.prepare(data_dir(config), config.image_size, config.stored_size)[0]
+    return cifar.prepare(args.name, data_dir(config))
+
+
 def _run(arguments: Sequence[str]) -> None:
     parser = _parser()
     plain, dotted = _apart(arguments)
@@ -283,13 +304,7 @@ def _run(arguments: Sequence[str]) -> None:
     elif args.verb == "evaluate":
         _evaluate(args)
     elif args.verb == "data":
-        from akd.data.cifar import prepare
-        from akd.data.dataset import DataConfig, data_dir
-
-        if args.name not in ("cifar10", "cifar100"):
-            problem = "needs no files" if args.name == "digits" else "cannot be fetched; cifar10 and cifar100 can"
-            raise ExperimentError(problem, key="data", value=args.name)
-        print(prepare(args.name, data_dir(DataConfig(dir=args.data_dir))))
+        print(_prepare_data(args))
     else:
         from akd.ui import serve
 

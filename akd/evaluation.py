@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from akd.champion import held_out_batches
 from akd.data.dataset import DataConfig, Dataset, load
+from akd.data.loader import held_out_batches
 from akd.errors import ExperimentError
 from akd.models import check_images, create_model, load_weights, networks
 from akd.teacher.keep import load_student
@@ -67,7 +67,7 @@ def _normalised(dataset: Dataset, mean: Sequence[float], std: Sequence[float]) -
 def _network(dataset: Dataset, model: str, weights: Path | None, taps: Sequence[str]) -> nn.Module:
     if weights is None and networks.registered(model):
         raise ExperimentError("has random weights; give a file with --weights", key="--model", value=model)
-    size = (dataset.test_images.shape[2], dataset.test_images.shape[3])
+    size = dataset.size
     check_images(model, *size)
     net = create_model(model, len(dataset.classes), in_channels=dataset.channels, image_size=size, taps=taps)
     if weights is not None:

@@ -220,14 +220,14 @@ def shapes_of(student: nn.Module, image: Tensor, source: TeacherSource | None, n
 
 def build_student(experiment: Experiment, data: TrainData) -> nn.Module:
     """The student with its initial weights, which depend on ``train.seed`` alone."""
-    images = data.dataset.images
-    check_images(experiment.student.name, images.shape[2], images.shape[3])
+    size = data.dataset.size
+    check_images(experiment.student.name, *size)
     return seeded_model(
         experiment.student.name,
         len(data.dataset.classes),
         experiment.train.seed,
         in_channels=data.dataset.channels,
-        image_size=(images.shape[2], images.shape[3]),
+        image_size=size,
         taps=experiment.student.taps,
     )
 

@@ -136,13 +136,12 @@ def export(folder: Path, student: nn.Module, experiment: Experiment, data: Train
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save_tensors(folder / "student.safetensors", student.state_dict())
-    images = data.dataset.images
     config = {
         "model": experiment.student.name,
         "taps": list(experiment.student.taps),
         "num_classes": len(data.dataset.classes),
         "in_channels": data.dataset.channels,
-        "image_size": [images.shape[2], images.shape[3]],
+        "image_size": list(data.dataset.size),
         "classes": list(data.dataset.classes),
         "normalise": {"mean": list(data.dataset.mean), "std": list(data.dataset.std), "range": "0..1"},
         "method": experiment.to_dict()["method"],

@@ -113,7 +113,7 @@ def parse(experiment: Experiment) -> Space:
             never = [v for v in values if choices and v not in choices]
             if never or not values:
                 value = never[0] if never else []
-                hint = f", it is one of {', '.join(map(str, choices))}"
+                hint = f"{near(value, map(str, choices))}; it is one of {', '.join(map(str, choices))}"
                 raise _error(f"{key} never has this value{hint}", parameter.key, experiment, f"when.{key}", value)
     while len(order) < len(parameters):
         ready = [p for p in parameters.values() if p.key not in placed and all(key in placed for key, _ in p.when)]

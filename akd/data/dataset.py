@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from akd.data.augment import Augment
+from akd.data.augment import Augment, ResizedCrop, View, centre
 from akd.errors import ExperimentError
 from akd.registry import Registry
 from akd.seeds import generator
@@ -18,7 +18,7 @@ from akd.settings import setting
 
 readers = Registry("data set", "akd.data")
 
-AUGMENTS = {"none": Augment(), "crop": Augment(padding=4), "crop_flip": Augment(padding=4, flip=True)}
+AUGMENTS = ("none", "crop", "crop_flip", "resized_crop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,13 @@ class DataConfig:
     validation: float = setting(0.1, above=0, below=1, help="share of the training images held out for selection")
     split_seed: int = setting(0, low=0, help="seed of subset and validation split")
     augment: str = setting("auto", choices=["auto", *AUGMENTS], help="standard view; auto is the data set's own")
-    crop_padding: int | None = setting(None, low=1, high=64, help="zero pixels on each side before cropping")
+    crop_padding: int | None = setting(None, low=1, high=64, help="zero pixels on each side; default 4, or size / 8")
+    image_size: int | None = setting(
+        None, low=8, high=1024, when=("name", "imagefolder"), help="side of the images networks see; default 64"
+    )
+    stored_size: int | None = setting(
+        None, low=8, high=2048, when=("name", "imagefolder"), help="side they are kept at; default 8/7 of a size > 64"
+    )
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class Dataset:
         classes: class names in the order of the labels.
         mean, std: per channel, in units of the 0..1 range, for normalisation.
         augment: the data set's own standard view.
+        image_size: side of the square images networks see, where the files' are larger; ``None`` is as in the files.
+        digest: content hash of images and labels, where one is kept, so that large files are not read for it.
     """
 
     name: str
@@ -59,15 +67,29 @@ class Dataset:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    augment: Augment = field(default_factory=Augment)
+    augment: View = field(default_factory=Augment)
+    image_size: int | None = None
+    digest: str | None = None
 
     @property
     def channels(self) -> int:
         return self.images.shape[1]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images networks see."""
+        height, width = self.images.shape[2:]
+        return (height, width) if self.image_size is None else (self.image_size, self.image_size)
+
+    def plain(self, images: Tensor) -> Tensor:
+        """Images of the files as networks meet them in evaluation, see :func:`akd.data.augment.centre`."""
+        return centre(images, self.image_size)
+
     @cached_property
     def hash(self) -> str:
         """Content hash of the training file (images and labels)."""
+        if self.digest is not None:
+            return hashlib.sha256(f"{self.digest} {self.size}".encode()).hexdigest()[:16]
         digest = hashlib.sha256()
         for tensor in (self.images, self.labels):
             digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
@@ -88,7 +110,7 @@ class TrainData:
     dataset: Dataset
     train: Tensor
     val: Tensor
-    augment: Augment
+    augment: View
 
     @property
     def hash(self) -> str:
@@ -135,7 +157,32 @@ def load(config: DataConfig) -> Dataset:
     Raises:
         ExperimentError: unknown name, files missing or damaged.
     """
-    return readers.get(config.name, key="data.name")(data_dir(config))
+    options = {name: getattr(config, name) for name in readers.info(config.name).get("options", ())}
+    return readers.get(config.name, key="data.name")(data_dir(config), **options)
+
+
+def _view(config: DataConfig, dataset: Dataset) -> View:
+    """The standard view that ``config`` asks for."""
+    height, width = dataset.size
+    view = dataset.augment
+    if config.augment == "resized_crop":
+        if height != width:
+            raise ExperimentError(
+                f"takes square images, these have {height}x{width}", key="data.augment", value=config.augment
+            )
+        view = ResizedCrop(stored=dataset.images.shape[3], size=width)
+    elif config.augment != "auto":
+        # The literature's padding: 4 for 32 pixels, 8 for 64.
+        padding = 0 if config.augment == "none" else max(4, width // 8)
+        view = Augment(padding=padding, flip=config.augment == "crop_flip", size=dataset.image_size)
+    if config.crop_padding is None:
+        return view
+    if isinstance(view, ResizedCrop) or not view.padding:
+        why = "takes no crop" if isinstance(view, Augment) else "is resized_crop, which pads nothing"
+        raise ExperimentError(
+            f"has no effect: the standard view {why}", key="data.crop_padding", value=config.crop_padding
+        )
+    return replace(view, padding=config.crop_padding)
 
 
 def split(config: DataConfig, dataset: Dataset) -> TrainData:
@@ -161,11 +208,4 @@ def split(config: DataConfig, dataset: Dataset) -> TrainData:
         )
     val = stratified(dataset.labels, rows, count, "validation", config.split_seed)
     train = rows[~torch.isin(rows, val)]
-    augment = dataset.augment if config.augment == "auto" else AUGMENTS[config.augment]
-    if config.crop_padding is not None:
-        if not augment.padding:
-            raise ExperimentError(
-                "has no effect: the standard view takes no crop", key="data.crop_padding", value=config.crop_padding
-            )
-        augment = replace(augment, padding=config.crop_padding)
-    return TrainData(dataset, train, val, augment)
+    return TrainData(dataset, train, val, _view(config, dataset))

@@ -58,6 +58,11 @@ class EpochPlan:
         """[n, 8] parameters of the strong view (operations and their magnitudes)."""
         return self.uniform("strong", 8)
 
+    @cached_property
+    def resized_crop(self) -> Tensor:
+        """[n, 4] shape, area and vertical and horizontal place of the box that is cut out and resized."""
+        return self.uniform("resized_crop", 4)
+
     def partner(self, indices: Tensor) -> Tensor:
         """Mix partner of each sample of a split: the next one on a random cycle over the split itself.
 

@@ -65,19 +65,18 @@ def build(experiment: Experiment, data: TrainData) -> nn.Module:
     Raises:
         ExperimentError: name, images, weights or normalisation do not fit; the message names the key.
     """
-    teacher, images = experiment.teacher, data.dataset.images
+    teacher, dataset = experiment.teacher, data.dataset
     key, value = "teacher", teacher.name
     try:
-        check_images(teacher.name, images.shape[2], images.shape[3])
-        size = (images.shape[2], images.shape[3])
-        kw = {"in_channels": images.shape[1], "image_size": size, "taps": teacher.taps}
-        net = seeded_model(teacher.name, len(data.dataset.classes), experiment.train.seed, **kw)
+        check_images(teacher.name, *dataset.size)
+        kw = {"in_channels": dataset.channels, "image_size": dataset.size, "taps": teacher.taps}
+        net = seeded_model(teacher.name, len(dataset.classes), experiment.train.seed, **kw)
         if teacher.weights is not None:
             key, value = "teacher.weights", teacher.weights
             load_weights(net, Path(teacher.weights))
         key, value = "teacher.mean", str(list(teacher.mean))
-        if teacher.mean and len(teacher.mean) != images.shape[1]:
-            raise ExperimentError(f"must have {images.shape[1]} values, one for each channel")
+        if teacher.mean and len(teacher.mean) != dataset.channels:
+            raise ExperimentError(f"must have {dataset.channels} values, one for each channel")
     except (ExperimentError, TypeError, ValueError) as error:
         problem = error.problem if isinstance(error, ExperimentError) else str(error)
         where = experiment.origins.of(f"{key}.name" if key == "teacher" else key)
@@ -88,14 +87,13 @@ def build(experiment: Experiment, data: TrainData) -> nn.Module:
 def teacher_hash(experiment: Experiment, data: TrainData) -> str:
     """Sixteen hex digits that change whenever the teacher's weights would."""
     own = as_experiment(experiment).to_dict()
-    augment = data.augment
     parts = {
         # An empty list of taps says nothing; left out, so that teachers kept before there were taps are found.
         "model": {k: v for k, v in own["student"].items() if v},
         # Threads change a sum's rounding, not what the teacher is; machines differ in them.
         "train": {k: v for k, v in own["train"].items() if k != "threads"},
         "data": data.hash,
-        "augment": [augment.padding, augment.flip],
+        "augment": data.augment.identity,
         "normalise": [data.dataset.mean, data.dataset.std],
         "format": 1,
     }
@@ -115,7 +113,10 @@ def _keep_given(folder: Path, own: Experiment, experiment: Experiment, data: Tra
     net = build(experiment, data)
     mean, std = teacher.mean or dataset.mean, teacher.std or dataset.std
     means, stds = (torch.tensor(v, dtype=torch.float64) for v in (mean, std))
-    batches = ((normalise(dataset.images[rows], means, stds), dataset.labels[rows]) for rows in data.val.split(512))
+    batches = (
+        (normalise(dataset.plain(dataset.images[rows]), means, stds), dataset.labels[rows])
+        for rows in data.val.split(512)
+    )
     scores = {f"val/{k}": v for k, v in evaluate(net, batches).items()}
     facts = {"epoch": 0, "validation_accuracy": scores["val/accuracy"], "weights": Path(teacher.weights or "").name}
     facts["normalise"] = {"mean": list(mean), "std": list(std), "range": "0..1"}

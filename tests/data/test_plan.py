@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from akd.data import EpochPlan, training_order
 from akd.seeds import derive, generator
 
-COLUMNS = ("crop", "flip", "mix", "box", "strong")
+COLUMNS = ("crop", "flip", "mix", "box", "strong", "resized_crop")
 
 
 class TestColumns:
@@ -23,15 +23,17 @@ class TestColumns:
         assert plan.mix[:2].tolist() == pytest.approx([0.0457736850, 0.8203555346], abs=1e-9)
         assert plan.box[0].tolist() == pytest.approx([0.0845361948, 0.0755060315], abs=1e-9)
         assert plan.strong[0, :3].tolist() == pytest.approx([0.3705313802, 0.6182689667, 0.8174972534], abs=1e-9)
+        assert plan.resized_crop[0].tolist() == pytest.approx([0.2116935253, 0.3743518591, 0.8567849398, 0.5562933087])
         assert EpochPlan(0, 1, 8).partner(torch.arange(8)).tolist() == [6, 2, 0, 7, 5, 3, 4, 1]
         assert EpochPlan(3, 2, 8).partner(torch.tensor([1, 2, 5, 7])).tolist() == [-1, 7, 1, -1, -1, 2, -1, 5]
         assert training_order(0, 1, torch.arange(10)).tolist() == [2, 3, 6, 7, 9, 0, 4, 1, 5, 8]
 
     def test_shapes_and_range(self) -> None:
         plan = EpochPlan(1, 1, 1000)
-        assert [tuple(getattr(plan, c).shape) for c in COLUMNS] == [(1000, 2), (1000,), (1000,), (1000, 2), (1000, 8)]
+        shapes = [(1000, 2), (1000,), (1000,), (1000, 2), (1000, 8), (1000, 4)]
+        assert [tuple(getattr(plan, c).shape) for c in COLUMNS] == shapes
         assert plan.flip.dtype == torch.bool
-        for name in ("crop", "mix", "box", "strong"):
+        for name in ("crop", "mix", "box", "strong", "resized_crop"):
             column = getattr(plan, name)
             assert column.dtype == torch.float32
             assert 0 <= column.min() < 0.02 < 0.98 < column.max() < 1
@@ -63,7 +65,7 @@ class TestColumns:
     def test_columns_are_independent_draws(self) -> None:
         plan = EpochPlan(0, 1, 4000)
         columns = torch.cat(
-            [plan.crop, plan.uniform("flip"), plan.mix[:, None], plan.box, plan.strong, plan.uniform("new")], dim=1
+            [plan.crop, plan.uniform("flip"), plan.mix[:, None], plan.box, plan.strong, plan.resized_crop], dim=1
         )
         off = torch.corrcoef(columns.double().T) - torch.eye(columns.shape[1])
         assert off.abs().max() < 0.08  # five standard deviations of a correlation over 4,000 rows
