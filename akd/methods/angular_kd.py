@@ -38,6 +38,9 @@ class AngularKDConfig:
     name: str = setting("angular_kd", choices=["angular_kd"])
     count: int = setting(5, low=1, high=64, help="views N; searched in 1 to 8")
     margin: float = setting(0.2, low=0, high=2, help="a view is inside at a cosine of 1 - margin; searched 0.05 to 0.5")
+    logit_margin: float | None = setting(
+        None, low=0, high=2, help="of probabilities, which lie closer; default margin; searched 0.02 to 0.3"
+    )
     contrast_temperature: float = setting(0.07, above=0, help="of the constraint; searched in 0.05 to 0.5")
     tau_angle: float = setting(1.0, above=0, high=100, help="softens logits whose angles are measured; released: 4")
     embedding_inter: float = setting(
@@ -133,16 +136,18 @@ class AngularKD(TeacherViews):
         Args:
             found: their cosines, if they are known.
         """
-        config, terms = self.config, {}
+        config, terms, margin = self.config, {}, self.config.margin
+        if kind == "logit" and config.logit_margin is not None:
+            margin = config.logit_margin
         released = {"embedding": angular.released_feature_similarities, "logit": angular.released_logit_similarities}
         if {f"{kind}_constraint", f"{kind}_diversity"} & self._weights.keys():
             if config.as_released:
                 found = released[kind](of_views, anchor)
             found = found or angular.cosines(of_views, anchor)
             if f"{kind}_constraint" in self._weights:
-                terms[f"{kind}_constraint"] = angular.constraint(found, config.margin, config.contrast_temperature)
+                terms[f"{kind}_constraint"] = angular.constraint(found, margin, config.contrast_temperature)
             if f"{kind}_diversity" in self._weights:
-                terms[f"{kind}_diversity"] = angular.diversity(found, config.margin)
+                terms[f"{kind}_diversity"] = angular.diversity(found, margin)
         if f"{kind}_intra" in self._weights:
             intra = angular.released_intra_angle_loss if config.as_released else angular.intra_angle_loss
             terms[f"{kind}_intra"] = intra(of_views, anchor)

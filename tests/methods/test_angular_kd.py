@@ -74,6 +74,15 @@ class TestTerms:
         assert terms["kd"].item() == pytest.approx(16 * kl.item(), rel=1e-9)
         assert terms["ce"].item() == pytest.approx(hard_target_loss(student().logits, batch()).item(), rel=1e-12)
 
+    def test_probabilities_may_have_a_margin_of_their_own(self) -> None:
+        terms = make(margin=0.9, logit_margin=0.01)(student(), teacher(), batch())
+        both, tight = (make(margin=m)(student(), teacher(), batch()) for m in (0.9, 0.01))
+        for name, term in terms.items():
+            if name.startswith("views/"):
+                want = tight if name.startswith("views/logit") else both
+                assert term.item() == want[name].item(), name
+        assert both["views/logit_constraint"].item() != tight["views/logit_constraint"].item()
+
     def test_supervision_mixes_labels_and_leaves_out_strong_rows(self) -> None:
         lam, view = torch.linspace(0, 1, B), (torch.arange(B) % 3 == 0).long()
         second = (torch.arange(B) + 2) % C
