@@ -50,7 +50,7 @@ def paired_gain(champion: dict[int, float], control: dict[int, float]) -> Gain:
     mean = statistics.fmean(differences)
     n = len(differences)
     # Equal differences (two seeds that tie) are no sign of certainty.
-    if n < 2 or len(set(differences)) == 1:
+    if n < 2 or max(differences) - min(differences) < 1e-9:
         return Gain(mean, None, None)
     half = float(t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
     return Gain(mean, mean - half, mean + half)
