@@ -187,13 +187,12 @@ def _search(args: argparse.Namespace, words: list[str]) -> None:
         raise ExperimentError(f"name a search space: a file, or one of {', '.join(spaces.names())}")
     experiment = _experiment(args, words)
     if args.dry_run:
-        from rich.console import Console
-
         from akd import dryrun, prepare
+        from akd.terminal import standard_console
 
         ready = prepare.prepare(experiment)
         prepare.study_folder(Path(args.output), args.name or prepare.default_name(experiment), resume=False)
-        dryrun.show(ready, Console(highlight=False), Path(args.output))
+        dryrun.show(ready, standard_console(), Path(args.output))
         return
     from akd import study
 
@@ -203,8 +202,9 @@ def _search(args: argparse.Namespace, words: list[str]) -> None:
 
 
 def _list(what: str) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from akd.terminal import standard_console
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     if what == "models":
@@ -241,7 +241,7 @@ def _list(what: str) -> None:
         table.add_column("question")
         for name in spaces.names():
             table.add_row(name, spaces.headline(spaces.find(name)))
-    Console(highlight=False).print(table)
+    standard_console().print(table)
 
 
 def _numbers(flag: str, text: str | None) -> tuple[float, ...]:

@@ -57,6 +57,11 @@ def percent(value: float | None) -> str:
     return "" if value is None or value != value else f"{100 * value:.2f}"
 
 
+def standard_console() -> Console:
+    """Standard output; a log file, which has no width of its own, gets 100 columns."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+
+
 class Display:
     """The screen of a study.
 
@@ -69,8 +74,7 @@ class Display:
 
     def __init__(self, epochs: int, trials: int, keys: list[str], console: Console | None = None, rows: int = 24):
         self.epochs, self.trials, self.visible = epochs, trials, rows
-        # A log file has no width of its own.
-        self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+        self.console = console or standard_console()
         self.names = short_names(keys)
         self.rows: dict[str, _Row] = {}
         self._live: Live | None = None
