@@ -25,12 +25,13 @@ from akd.data import split as split_data
 from akd.errors import AkdError, ExperimentError, Interrupted
 from akd.fit import check_data
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
+from akd.logged import default_uri, scrubbed
 from akd.prepare import Prepared, default_name, prepare, study_folder
 from akd.result import StudyResult
 from akd.summary import closing_lines, make_result, program, runs, shown_path
 from akd.teacher.keep import Teacher, obtain
 from akd.terminal import Display, percent
-from akd.tracking import Tracker, default_uri, scrubbed
+from akd.tracking import Tracker
 
 
 def search(

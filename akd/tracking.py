@@ -8,84 +8,25 @@ a search that was killed continues its own runs. Nothing that happens here can f
 from __future__ import annotations
 
 import getpass
-import json
 import logging
 import os
-import re
 import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from akd import checkpoint
 from akd import folder as run_folder
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
+from akd.logged import Logged, scrubbed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _STATUS = {RUNNING: "RUNNING", COMPLETE: "FINISHED", "PRUNED": "FINISHED", FAILED: "FAILED"}
-_NOTES = "mlflow.json"
-
-
-def default_uri(output: Path) -> str:
-    """The sqlite store under an output folder; absolute, because Ray's workers change directory."""
-    return f"sqlite:///{output.absolute()}/mlflow.db"
-
-
-def scrubbed(uri: str) -> str:
-    """A tracking address, or a text with addresses in it, without credentials: fit for screens and files."""
-    uri = re.sub(r"(https?://)[^/\s]*@", r"\1", uri)  # a password may hold an @
-    # Of a database's address a password may also hold a slash; 'sqlite:///' has no host and no password.
-    return re.sub(r"(?<!http)(?<!https)://(?!/)\S*@", "://", uri)
-
-
-@dataclass
-class _Notes:
-    """What MLflow already has of a folder; kept in the folder, one entry a tracking address."""
-
-    path: Path
-    uri: str
-    run_id: str = ""
-    epochs: int = 0
-    head_epochs: int = 0
-    uploaded: list[str] = field(default_factory=list)
-    ended: str = ""
-    experiment_id: str = ""
-
-    @classmethod
-    def read(cls, folder: Path, uri: str) -> _Notes:
-        try:
-            every = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            every = {}
-        return cls(folder / _NOTES, uri, **every.get(scrubbed(uri), {}))
-
-    def write(self) -> None:
-        try:
-            every = json.loads(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            every = {}
-        every[scrubbed(self.uri)] = {
-            "run_id": self.run_id,
-            "epochs": self.epochs,
-            "head_epochs": self.head_epochs,
-            "uploaded": self.uploaded,
-            "ended": self.ended,
-            "experiment_id": self.experiment_id,
-        }
-        checkpoint.write_json(self.path, every)
-
-
-def logged_as(folder: Path, uri: str) -> tuple[str, str]:
-    """Experiment id and run id of a run folder in the store at ``uri``; empty strings if it is not there."""
-    notes = _Notes.read(folder, uri)
-    return notes.experiment_id, notes.run_id
 
 
 class Tracker:
@@ -162,14 +103,14 @@ class Tracker:
         """Size of the students of this study that MLflow holds."""
         total = 0
         for path in self.study.glob("*/*/run.json"):
-            for name in _Notes.read(path.parent, self.uri).uploaded:
+            for name in Logged.read(path.parent, self.uri).uploaded:
                 part = path.parent / name
                 total += sum(f.stat().st_size for f in part.iterdir()) if part.is_dir() else 0
         return total
 
     def run_id(self, folder: Path) -> str:
         """MLflow's id of a folder's run; empty while it has none."""
-        return _Notes.read(folder, self.uri).run_id
+        return Logged.read(folder, self.uri).run_id
 
     # -- the thread --------------------------------------------------------------------------------
 
@@ -257,7 +198,7 @@ class Tracker:
         run = Run.read(folder)
         if run is None:
             return
-        notes = _Notes.read(folder, self.uri)
+        notes = Logged.read(folder, self.uri)
         if not notes.run_id:
             notes.run_id, notes.experiment_id = self._create(folder, run), self.experiment_id
             notes.write()
@@ -292,7 +233,7 @@ class Tracker:
         if run.number is not None:
             tags["akd.trial"] = str(run.number)
         if folder != self.study:
-            tags["mlflow.parentRunId"] = _Notes.read(self.study, self.uri).run_id or self._parent()
+            tags["mlflow.parentRunId"] = Logged.read(self.study, self.uri).run_id or self._parent()
         started = int(run.started * 1000)
         made = client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=run.name)
         return self._describe(made.info.run_id, folder, run, config)
@@ -305,7 +246,7 @@ class Tracker:
 
     def _parent(self) -> str:
         self._sync(self.study)
-        return _Notes.read(self.study, self.uri).run_id
+        return Logged.read(self.study, self.uri).run_id
 
     def _params(self, run_id: str, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param
@@ -314,7 +255,7 @@ class Tracker:
         for i in range(0, len(items), 100):
             self.client.log_batch(run_id, params=items[i : i + 100])
 
-    def _log_epochs(self, folder: Path, run: Run, notes: _Notes) -> None:
+    def _log_epochs(self, folder: Path, run: Run, notes: Logged) -> None:
         from mlflow.entities import Metric
 
         heads = run_folder.head_history(folder)
@@ -342,7 +283,7 @@ class Tracker:
             notes.head_epochs = int(new_heads[-1]["head_epoch"]) if new_heads else notes.head_epochs
             notes.write()
 
-    def _upload(self, folder: Path, run: Run, notes: _Notes) -> None:
+    def _upload(self, folder: Path, run: Run, notes: Logged) -> None:
         for part in self._wanted(folder, run):
             name = part.relative_to(folder).as_posix()
             if name in notes.uploaded or not part.exists():
@@ -369,7 +310,7 @@ class Tracker:
             parts.append(folder / "error.txt")
         return parts
 
-    def _end(self, run: Run, notes: _Notes) -> None:
+    def _end(self, run: Run, notes: Logged) -> None:
         client, run_id = self.client, notes.run_id
         client.set_tag(run_id, "akd.status", run.state)
         if run.reason:
@@ -393,7 +334,7 @@ class Tracker:
         def job() -> None:
             from mlflow.exceptions import MlflowException
 
-            client, run_id = self.client, _Notes.read(folder, self.uri).run_id
+            client, run_id = self.client, Logged.read(folder, self.uri).run_id
             try:
                 client.create_registered_model(name, description="Champions of akd studies: safetensors and config.")
             except MlflowException as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from akd.errors import ExperimentError, near
-from akd.tracking import default_uri, logged_as, scrubbed
+from akd.logged import default_uri, logged_as, scrubbed
 
 
 def study_address(output: Path, study: str, store: str, base: str) -> str:

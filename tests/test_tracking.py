@@ -17,7 +17,8 @@ from akd import checkpoint, tracking
 from akd import folder as run_folder
 from akd.config import Experiment, resolve
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING, Run
-from akd.tracking import Tracker, default_uri, scrubbed
+from akd.logged import default_uri, scrubbed
+from akd.tracking import Tracker
 
 NAMES = (f"study{i}" for i in itertools.count())
 
