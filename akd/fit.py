@@ -197,7 +197,9 @@ def learning_rate(train: TrainConfig, epoch: int, progress: float) -> float:
     return train.lr
 
 
-def shapes_of(student: nn.Module, image: Tensor, source: TeacherSource | None, num_classes: int) -> Shapes:
+def shapes_of(
+    student: nn.Module, image: Tensor, source: TeacherSource | None, num_classes: int, images: int = 0
+) -> Shapes:
     """Widths of both networks, read from one forward pass of one image in eval mode."""
 
     def probe(model: nn.Module) -> Output:
@@ -215,6 +217,7 @@ def shapes_of(student: nn.Module, image: Tensor, source: TeacherSource | None, n
         student=tuple(m.shape[1] for m in mine.maps),
         teacher_embedding=theirs.embedding.shape[1] if theirs else 0,
         teacher=tuple(m.shape[1] for m in theirs.maps) if theirs else (),
+        images=images,
     )
 
 
@@ -295,7 +298,7 @@ def fit(
     )
     student = build_student(experiment, data).to(device, dtype)
     image = next(loader.plain(data.train[:1]))[0]
-    shapes = shapes_of(student, image, teacher_source, len(data.dataset.classes))
+    shapes = shapes_of(student, image, teacher_source, len(data.dataset.classes), len(data.dataset.labels))
     method = create_method(experiment.method, shapes, label_smoothing=train.label_smoothing, seed=train.seed)
     state = TrainState(train, student, method.to(device, dtype), device)
     if start is not None:

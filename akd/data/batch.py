@@ -11,6 +11,8 @@ from torch import Tensor
 class Batch(NamedTuple):
     """One worker's share of a global batch of B images.
 
+    With two views of each image the rows are the first view of all images, then the second of all, in the same order.
+
     Attributes:
         index: [B] position of each image in the training file.
         target: [B] class.
@@ -20,8 +22,9 @@ class Batch(NamedTuple):
         epoch: counted from 1.
         step: step within the epoch, counted from 0.
         generator: source of every other random draw of the step, see :func:`rand`; re-seeded each epoch.
-        offset: position of this share's first sample in the global batch.
-        total: size of the global batch; 0 means this share is all of it.
+        offset: position of this share's first image in the global batch.
+        total: images in the global batch; 0 means this share is all of it.
+        views: how many views of each image the rows hold.
     """
 
     index: Tensor  # type: ignore[assignment]  # the design's name; hides tuple.index, which nobody needs here
@@ -34,16 +37,18 @@ class Batch(NamedTuple):
     generator: torch.Generator
     offset: int = 0
     total: int = 0
+    views: int = 1
 
 
 def rand(batch: Batch, *shape: int, normal: bool = False) -> Tensor:
-    """Random numbers [B, *shape] for this share, drawn for the global batch and sliced.
+    """Random numbers [rows, *shape] for this share, drawn for the global batch and sliced.
 
     However many workers share a batch, a sample gets the same numbers.
     Uniform on [0, 1), or standard normal with ``normal``; float32, on the generator's device.
     """
     draw = torch.randn if normal else torch.rand
-    local = len(batch.index)
+    local = len(batch.index) // batch.views
     total = batch.total or local
-    values = draw(total, *shape, generator=batch.generator, device=batch.generator.device)
-    return values[batch.offset : batch.offset + local]
+    values = draw(batch.views * total, *shape, generator=batch.generator, device=batch.generator.device)
+    mine = values.unflatten(0, (batch.views, total))[:, batch.offset : batch.offset + local]
+    return mine.flatten(0, 1)

@@ -26,6 +26,7 @@ class Shapes:
         num_classes: C.
         student, teacher: channel count of each stage map; empty without a teacher.
         student_embedding, teacher_embedding: D of each; 0 without a teacher.
+        images: in the training *file*, n; ``Batch.index`` is below it.
     """
 
     num_classes: int
@@ -33,6 +34,7 @@ class Shapes:
     teacher_embedding: int = 0
     student: tuple[int, ...] = ()
     teacher: tuple[int, ...] = ()
+    images: int = 0
 
 
 class Method(nn.Module):
@@ -44,7 +46,9 @@ class Method(nn.Module):
 
     Attributes:
         needs: what the teacher has to give; empty means no teacher at all.
-        relational: terms compare samples with each other, so they must see the gathered global batch.
+        relational: terms compare samples with each other, so they must see the global batch. With several workers
+            the loop then gathers outputs and batch before ``forward``, which gives the same terms on every worker;
+            otherwise ``forward`` sees this worker's share. A method of several parts is relational if one of them is.
         warmup_epochs: head epochs before the student's first, see :meth:`warmup`.
     """
 
