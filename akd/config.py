@@ -31,6 +31,10 @@ class TrainConfig:
 
     epochs: int = setting(60, low=1, help="passes over the training split")
     batch_size: int = setting(64, low=1, help="images per step, whatever the number of workers")
+    micro_batch: int | None = setting(
+        None, low=1, help="most images of one forward pass of a worker; a larger share is added up part by part"
+    )
+    sync_batchnorm: bool = setting(True, help="batch statistics over all workers of a run")
     lr: float = setting(0.05, above=0, help="highest learning rate of SGD")
     momentum: float = setting(0.9, low=0, below=1)
     nesterov: bool = setting(False, help="Nesterov momentum")

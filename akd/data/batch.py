@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,16 @@ class Batch(NamedTuple):
     offset: int = 0
     total: int = 0
     views: int = 1
+
+    def each_column(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with ``change`` applied to every tensor."""
+        return self._replace(
+            index=change(self.index),
+            target=change(self.target),
+            target2=change(self.target2),
+            lam=change(self.lam),
+            view=change(self.view),
+        )
 
 
 def rand(batch: Batch, *shape: int, normal: bool = False) -> Tensor:

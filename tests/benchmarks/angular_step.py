@@ -24,6 +24,7 @@ from akd.data.loader import DeviceLoader
 from akd.fit import TrainState, _train_epoch, shapes_of
 from akd.methods import create_method
 from akd.models import Output, list_models, seeded_model
+from akd.step import Stepper
 from akd.world import ALONE
 
 CLASSES, BATCH = 100, 64
@@ -87,11 +88,12 @@ def compare(student: str, rounds: int, steps: int, device: torch.device) -> None
         built = create_method(experiment.method, shapes).to(device)
         loader = DeviceLoader(data, batch_size=BATCH, seed=0, plan_seed=0, device=device, dtype=dtype, world=ALONE)
         state = TrainState(experiment.train, net, built, device)
-        runs[name] = (state, loader, source if experiment.method.needs else None)
+        given = source if experiment.method.needs else None
+        runs[name] = (state, loader, Stepper(net, built, given, world=ALONE, amp=amp))
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for epoch in range(1, rounds + 2):  # the first round warms up
-        for name, (state, loader, given) in runs.items():
-            metrics = _train_epoch(state, loader, given, epoch, amp, ALONE)
+        for name, (state, loader, stepper) in runs.items():
+            metrics = _train_epoch(state, loader, stepper, epoch)
             if epoch > 1:
                 seconds[name].append(metrics["time/epoch_s"] / steps)
     for name, times in seconds.items():
