@@ -84,8 +84,12 @@ class SearchConfig:
     eta: int = setting(3, low=2, when=("scheduler", "asha"), help="one of eta goes on at each rung")
     seed: int = setting(0, low=0, help="seed of the sampler and of every trial")
     concurrent: int | None = setting(None, low=1, help="trials at a time; default what the machine holds")
-    cpus_per_trial: float | None = setting(None, above=0, help="default 1, or a GPU's share of the CPUs")
-    gpus_per_trial: float | None = setting(None, low=0, help="default 1 where there are GPUs")
+    workers_per_trial: int = setting(1, low=1, help="several share a trial's batches, as a Ray Train job")
+    cpus_per_trial: float | None = setting(None, above=0, help="default 1 a worker, or a GPU's share of the CPUs")
+    gpus_per_trial: float | None = setting(None, low=0, help="default 1 a worker where there are GPUs")
+    final_workers: int | None = setting(
+        None, low=1, help="workers of teacher and final runs; default all GPUs, or all CPUs where there is no GPU"
+    )
     time_budget: float | None = setting(None, above=0, help="seconds after which no new trial starts")
     champion_seeds: int | None = setting(None, low=1, help="runs of winner and controls; default 2 for digits, else 3")
     log_checkpoints: str = setting(

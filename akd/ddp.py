@@ -137,6 +137,11 @@ class Group(World):
     def any(self, flag: bool) -> bool:
         return bool(self.sum(torch.tensor(float(flag), device=self.device)))
 
+    def first(self, values: tuple[int, ...]) -> tuple[int, ...]:
+        mine = values if self.rank == 0 else [0] * len(values)
+        told = self.sum(torch.tensor(mine, dtype=torch.float64, device=self.device))
+        return tuple(int(v) for v in told.tolist())
+
     def wrap(self, module: nn.Module) -> nn.Module:
         # Buffers are equal on all workers already. Methods may leave parameters out of a step (head epochs leave out
         # the whole student), which must then keep no gradient at all, or weight decay would move them.

@@ -37,6 +37,10 @@ class DivergedError(AkdError):
     """Training produced a number that is not finite."""
 
 
+class RunError(AkdError):
+    """A run failed by itself: it diverged, ran out of memory, or met a bug in a method."""
+
+
 class CheckpointError(AkdError):
     """A checkpoint is missing, incomplete or not what its manifest says."""
 

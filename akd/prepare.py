@@ -48,14 +48,11 @@ def prepare(experiment: Experiment) -> Prepared:
         experiment,
         data=replace(experiment.data, dir=str(data_dir(experiment.data))),
         search=replace(search, champion_seeds=search.champion_seeds or (2 if experiment.data.name == "digits" else 3)),
-        train=replace(experiment.train, threads=experiment.train.threads or max(1, int(search.cpus_per_trial or 1))),
-        teacher=replace(
-            experiment.teacher,
-            weights=str(Path(weights).expanduser().absolute()) if weights else None,
-            train=replace(
-                experiment.teacher.train, threads=experiment.teacher.train.threads or len(os.sched_getaffinity(0))
-            ),
+        train=replace(
+            experiment.train,
+            threads=experiment.train.threads or max(1, int((search.cpus_per_trial or 1) / search.workers_per_trial)),
         ),
+        teacher=replace(experiment.teacher, weights=str(Path(weights).expanduser().absolute()) if weights else None),
     )
     data = split_data(experiment.data, load_data(experiment.data))
     space = parse(experiment)

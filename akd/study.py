@@ -9,22 +9,19 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock, Timeout
 
 from akd import config as configuration
 from akd import folder as run_folder
 from akd.champion import final_seeds, finals, hand_over
 from akd.config import Experiment
-from akd.data import load as load_data
-from akd.data import split as split_data
 from akd.errors import AkdError, ExperimentError, Interrupted
-from akd.fit import check_data
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
+from akd.job import Job, run_here
 from akd.logged import default_uri, scrubbed
 from akd.prepare import Prepared, default_name, prepare, study_folder
 from akd.result import StudyResult
@@ -32,6 +29,9 @@ from akd.summary import closing_lines, make_result, program, runs, shown_path
 from akd.teacher.keep import Teacher, obtain
 from akd.terminal import Display, percent
 from akd.tracking import Tracker
+
+if TYPE_CHECKING:
+    from akd.cluster import Team
 
 
 def search(
@@ -88,43 +88,6 @@ def resume(
     return _Study(prepare(experiment), folder, uri, ray_address, display).run()
 
 
-def distil(experiment: Experiment | Mapping[str, Any] | str | Path, *, output: str | Path = "runs") -> Any:
-    """Train one student as the experiment says, in this process; see :class:`TrialResult`."""
-    full = _resolved(experiment)
-    full = replace(full, train=replace(full.train, threads=full.train.threads or torch.get_num_threads()))
-    data = split_data(full.data, load_data(full.data))
-    check_data(full, data)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = Path(output).absolute()
-    folder = base / "single" / time.strftime("%Y%m%d-%H%M%S")
-    teacher = obtain(full, data, base / "teachers", device=device) if full.needs_teacher else None
-    from akd.trial import teacher_source
-
-    source = teacher_source(full, teacher.folder if teacher else None, device)
-    run = Run("trial", folder.name)
-    run_folder.create(folder, full, run)
-    result = run_folder.train(folder, full, data, source, device=device)
-    run.end(folder, COMPLETE)
-    return TrialResult(folder / "student", result.accuracy, result.epochs_run, result.history)
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """One distilled student.
-
-    Attributes:
-        student: folder with ``student.safetensors`` and ``config.json``.
-        accuracy: top-1 on the validation split (0..1).
-        epochs_run: epochs trained.
-        history: metrics of each epoch.
-    """
-
-    student: Path
-    accuracy: float
-    epochs_run: int
-    history: list[dict[str, float]]
-
-
 def _resolved(experiment: Experiment | Mapping[str, Any] | str | Path) -> Experiment:
     if isinstance(experiment, Experiment):
         return experiment
@@ -142,7 +105,6 @@ class _Study:
         self.output, self.name = folder.parent, folder.name
         keys = [p.key for p in ready.space.searched]
         self.display = display or Display(self.experiment.train.epochs, self.experiment.search.trials, keys)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.start_costs: list[float] = []
         run = Run.read(folder)
         assert run is not None
@@ -172,9 +134,10 @@ class _Study:
             try:
                 if finished is not None:  # nothing to run; MLflow may have missed something
                     return self._conclude(finished)
-                teacher = self._teacher() if self.ready.wants_teacher else None
-                self._search(teacher)
-                return self._finish(teacher, before, began)
+                with self._ray():
+                    teacher = self._teacher() if self.ready.wants_teacher else None
+                    self._search(teacher)
+                    return self._finish(teacher, before, began)
             except (KeyboardInterrupt, Interrupted):
                 raise Interrupted(f"stopped; go on with: {self.resume_command()}") from None
             except BaseException as error:
@@ -207,31 +170,62 @@ class _Study:
         except Timeout:
             raise ExperimentError("is being searched by another process", key="name", value=self.name) from None
 
-    def _teacher(self) -> Teacher:
-        epochs = self.experiment.teacher.train.epochs
-        with contextlib.ExitStack() as stack:
-            advance: list[Any] = []
-            current: list[Path] = []
+    @contextlib.contextmanager
+    def _ray(self) -> Iterator[None]:
+        """Within the block Ray runs, and it is known what it holds."""
+        # Ray, Optuna and Tune are imported here: a mistake in an experiment is answered before anything heavy starts.
+        from akd import cluster
 
-            def on_start(folder: Path) -> None:
-                current.append(folder)
-                advance.append(stack.enter_context(self.display.bar(f"teacher {self.experiment.teacher.name}", epochs)))
+        self.private = cluster.connect(self.ray_address)
+        try:
+            self.nodes = cluster.nodes()
+            if len(self.nodes) > 1:
+                raise ExperimentError(
+                    f"has {len(self.nodes)} nodes; several nodes need storage they share, which this version does not "
+                    "offer",
+                    key="ray-address",
+                )
+            self.resources = cluster.share(self.experiment.search, self.nodes)
+            self.finalists = cluster.everything(self.experiment.search, self.nodes, self.experiment.train.batch_size)
+            if max(self.resources.workers, self.finalists.size) > 1:
+                cluster.check_state_api()
+            yield
+        finally:
+            if self.private:
+                cluster.disconnect()
+
+    def _carry(self, jobs: list[Job], team: Team, **callbacks: Any) -> None:
+        """Carry out jobs on a team; one worker of a private Ray is this process."""
+        if team.size == 1 and self.private:
+            run_here(jobs, **callbacks)
+            return
+        from akd.workers import carry
+
+        carry(jobs, team, **callbacks)
+
+    def _teacher(self) -> Teacher:
+        from akd import cluster
+
+        own = self.experiment.teacher.train
+        team = cluster.everything(self.experiment.search, self.nodes, own.batch_size)
+        with contextlib.ExitStack() as stack:
+
+            def train(folder: Path) -> None:
+                shared = f" on {team.size} workers" if team.size > 1 else ""
+                title = f"teacher {self.experiment.teacher.name}{shared}"
+                advance = stack.enter_context(self.display.bar(title, own.epochs))
                 self.record.tags |= {"teacher_trained": "here"}
                 self.record.write(self.folder)
                 self.tracker.changed(folder)
 
-            def on_epoch(record: Any) -> None:
-                advance[0](record.epoch, f"validation {percent(record.metrics['val/accuracy'])} %")
-                self.tracker.changed(current[0], delay=2)
+                def on_epoch(job: Job, epoch: int, metrics: dict[str, float]) -> None:
+                    advance(epoch, f"validation {percent(metrics['val/accuracy'])} %")
+                    self.tracker.changed(folder, delay=2)
 
-            teacher = obtain(
-                self.experiment,
-                self.ready.data,
-                self.output / "teachers",
-                device=self.device,
-                on_start=on_start,
-                on_epoch=on_epoch,
-            )
+                self._carry([Job(str(folder))], team, on_epoch=on_epoch)
+
+            store = self.output / "teachers"
+            teacher = obtain(self.experiment, self.ready.data, store, train, threads=max(1, int(team.cpus)))
         if teacher.found and "teacher_trained" not in self.record.tags:
             given = self.experiment.teacher.weights is not None
             self.display.say(
@@ -248,42 +242,29 @@ class _Study:
         return teacher
 
     def _search(self, teacher: Teacher | None) -> None:
-        # Ray, Optuna and Tune are imported here: a mistake in an experiment is answered before anything heavy starts.
-        from akd import cluster
+        from akd import tuning
+        from akd.searcher import StudySearcher, open_study
 
-        private = cluster.connect(self.ray_address)
-        try:
-            from akd import tuning
-            from akd.searcher import StudySearcher, open_study
-
-            found = cluster.nodes()
-            if len(found) > 1:
-                raise ExperimentError(
-                    f"has {len(found)} nodes; several nodes need storage they share, which this version does not offer",
-                    key="ray-address",
-                )
-            resources = cluster.share(self.experiment.search, found)
-            searcher = StudySearcher(
-                self.experiment,
-                self.ready.space,
-                open_study(self.folder / "optuna.log", self.name),
-                self.folder,
-                self.ready.controls,
-                on_change=self._changed,
+        resources = self.resources
+        searcher = StudySearcher(
+            self.experiment,
+            self.ready.space,
+            open_study(self.folder / "optuna.log", self.name),
+            self.folder,
+            self.ready.controls,
+            on_change=self._changed,
+        )
+        each = f" each, on {resources.workers} workers" if resources.workers > 1 else " each"
+        self.display.say(
+            f"{resources.concurrent} trial{'s' * (resources.concurrent > 1)} at a time, "
+            f"{resources.cpus:g} CPU and {resources.gpus:g} GPU{each}"
+        )
+        with self.display.table():
+            for path in sorted([*self.folder.glob("controls/*"), *self.folder.glob("trials/*")]):
+                self._show(path)
+            stopped, self.start_costs = tuning.run(
+                self.experiment, searcher, resources, teacher.folder if teacher else None, on_epoch=self._epoch
             )
-            self.display.say(
-                f"{resources.concurrent} trial{'s' * (resources.concurrent > 1)} at a time, "
-                f"{resources.cpus:g} CPU and {resources.gpus:g} GPU each"
-            )
-            with self.display.table():
-                for path in sorted([*self.folder.glob("controls/*"), *self.folder.glob("trials/*")]):
-                    self._show(path)
-                stopped, self.start_costs = tuning.run(
-                    self.experiment, searcher, resources, teacher.folder if teacher else None, on_epoch=self._epoch
-                )
-        finally:
-            if private:
-                cluster.disconnect()
         shutil.rmtree(self.folder / "tune", ignore_errors=True)
         if stopped:
             raise Interrupted("asked to stop")
@@ -316,27 +297,23 @@ class _Study:
         best = ranked[0][0]
         winner = self.experiment.with_values(best.parameters)
         experiments = {"champion": winner, **self.ready.controls}
-        total = self.experiment.train.epochs * len(experiments) * len(final_seeds(winner))
+        seeds, team = len(final_seeds(winner)), self.finalists
+        total = self.experiment.train.epochs * len(experiments) * seeds
+        shared = f", on {team.size} workers" if team.size > 1 else ""
         done = [0]
-        with self.display.bar(f"final runs ({len(experiments)} x {len(final_seeds(winner))} seeds)", total) as advance:
-            current: list[Path] = []
+        with self.display.bar(f"final runs ({len(experiments)} x {seeds} seeds{shared})", total) as advance:
 
-            def on_epoch(name: str, record: Any) -> None:
+            def on_epoch(name: str, folder: Path) -> None:
                 done[0] += 1
                 advance(done[0], name if done[0] < total else "")
-                self.tracker.changed(current[-1], delay=3)
-
-            def on_start(folder: Path) -> None:
-                current.append(folder)
-                self.tracker.changed(folder)
+                self.tracker.changed(folder, delay=3)
 
             tested = finals(
                 self.folder,
                 experiments,
-                self.ready.data,
                 teacher.folder if teacher else None,
-                device=self.device,
-                on_start=on_start,
+                lambda jobs, **callbacks: self._carry(jobs, team, **callbacks),
+                on_start=self.tracker.changed,
                 on_epoch=on_epoch,
                 on_end=self.tracker.changed,
             )
@@ -402,4 +379,4 @@ class _Study:
         return bool(self.tracker.closed)
 
 
-__all__ = ["Prepared", "TrialResult", "distil", "prepare", "resume", "search"]
+__all__ = ["Prepared", "prepare", "resume", "search"]

@@ -35,12 +35,12 @@ def costs(study: Path, teacher: Teacher | None) -> tuple[float, int]:
     seconds, passes = 0.0, 0
     for path in study.glob("*/*/run.json"):
         entries = [*run_folder.head_history(path.parent), *run_folder.history(path.parent)]
-        seconds += sum(e["time/epoch_s"] for e in entries)
+        seconds += sum(e["time/epoch_s"] * e.get("time/devices", 1) for e in entries)
         if configuration.load(path.parent / "experiment.yaml", {}, strict=False).needs_teacher:
             passes += sum(round(e["time/epoch_s"] * e["time/images_per_s"]) for e in entries)
     own = Run.read(study)
     if teacher is not None and own is not None and "teacher_trained" in own.tags:
-        seconds += sum(e["time/epoch_s"] for e in run_folder.history(teacher.folder))
+        seconds += sum(e["time/epoch_s"] * e.get("time/devices", 1) for e in run_folder.history(teacher.folder))
     return seconds, passes
 
 

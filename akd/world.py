@@ -40,6 +40,10 @@ class World:
         """True for every worker if it is for one."""
         return flag
 
+    def first(self, values: tuple[int, ...]) -> tuple[int, ...]:
+        """What worker 0 has."""
+        return values
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """A module whose gradients become the workers' mean in the backward pass; same parameters."""
         return module

@@ -23,7 +23,6 @@ from akd.config import Experiment, StudentConfig
 from akd.data.augment import normalise
 from akd.data.dataset import TrainData
 from akd.errors import ExperimentError
-from akd.fit import EpochRecord
 from akd.methods import MethodConfig
 from akd.methods.none import NoneConfig
 from akd.metrics import evaluate
@@ -141,18 +140,21 @@ def obtain(
     experiment: Experiment,
     data: TrainData,
     store: Path,
+    train: Callable[[Path], object] | None = None,
     *,
-    device: torch.device | str = "cpu",
-    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
-    on_start: Callable[[Path], None] = lambda folder: None,
+    threads: int | None = None,
 ) -> Teacher:
     """The experiment's teacher: found in ``store``, or trained there (going on where a killed run stopped).
 
     Args:
         store: folder of all teachers; one subfolder a hash. A file lock lets one process train while others wait.
-        on_start: called with the run folder before training starts; not called for a teacher that is found.
+        train: trains the run in a folder to its end, by default in this process; not called for a teacher that is
+            found.
+        threads: of a step, where the experiment leaves them open.
     """
     own = as_experiment(experiment)
+    if own.train.threads is None:
+        own = replace(own, train=replace(own.train, threads=threads))
     name = teacher_hash(experiment, data)
     folder = store / name
     store.mkdir(parents=True, exist_ok=True)
@@ -170,10 +172,12 @@ def obtain(
             tags = {"teacher_hash": name}
             run = run_folder.Run("teacher", f"teacher {own.student.name}", tags=tags)
             run_folder.create(folder, own, run)
-        on_start(folder)
-        result = run_folder.train(folder, own, data, None, device=device, on_epoch=on_epoch)
+        if train is not None:
+            train(folder)
+        else:
+            run_folder.train(folder, own, data, None)
         run.end(folder, run_folder.COMPLETE)
-        return Teacher(name, folder, result.accuracy, found=False)
+        return Teacher(name, folder, run_folder.accuracy(folder), found=False)
 
 
 def load_student(folder: Path, device: torch.device | str = "cpu") -> nn.Module:
