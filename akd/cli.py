@@ -71,6 +71,9 @@ def _parser() -> _Parser:
     search.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow; default $MLFLOW_TRACKING_URI, else DIR/mlflow.db"
     )
+    search.add_argument(
+        "--tracking-later", action="store_true", help="start even if MLflow does not answer; it is filled in later"
+    )
     search.add_argument("--ray-address", metavar="ADDRESS", help="default $RAY_ADDRESS, else a private local Ray")
     search.add_argument("--dry-run", action="store_true", help="show what would be done and how long it would take")
     search.add_argument("--resume", metavar="NAME", help="go on with a study that was interrupted")
@@ -103,6 +106,15 @@ def _parser() -> _Parser:
     return parser
 
 
+def _given(args: argparse.Namespace) -> None:
+    """Refuse an empty value: nothing may stand for a default, or for another folder than the one that was meant."""
+    positional = {"search": "space", "data": "name", "ui": "study"}.get(args.verb)
+    for name, value in vars(args).items():
+        if isinstance(value, str) and not value.strip() and name != positional:
+            flags = {key: flag for flag, (key, _, _) in _FLAGS.items()}
+            raise ExperimentError("needs a value", key=flags.get(name, f"--{name.replace('_', '-')}"))
+
+
 def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Arguments, and the ``--dotted.key value`` pairs among them: argparse would take such a value for the space."""
     plain: list[str] = []
@@ -131,6 +143,8 @@ def _overrides(words: list[str], known: Sequence[str]) -> dict[str, str]:
             if not rest:
                 raise ExperimentError("needs a value", key=key)
             value = rest.pop(0)
+        if not value.strip():
+            raise ExperimentError("needs a value", key=key)
         if key[2:] in found:
             raise ExperimentError("is given twice", key=key)
         found[key[2:]] = value
@@ -156,30 +170,21 @@ def _experiment(args: argparse.Namespace, words: list[str]) -> Any:
     for flag, key in flags.items():
         text = getattr(args, key)
         if text is not None:
-            values[key] = _seconds(text) if key == "search.time_budget" else parse_value(text)
+            values[key] = _seconds(text) if key == "search.time_budget" else parse_value(text, flag)
             typed[key] = flag
     if args.seed is not None:
         for key in ("search.seed", "train.seed", "train.plan_seed"):
-            values[key], typed[key] = parse_value(args.seed), "--seed"
+            values[key], typed[key] = parse_value(args.seed, "--seed"), "--seed"
     for key, text in _overrides(words, [*flags, "--seed", "--name", "--output", "--resume", "--dry-run"]).items():
         if key in values:
             raise ExperimentError(f"is given twice, as {typed[key]} too", key=f"--{key}")
-        values[key] = parse_value(text)
+        values[key] = parse_value(text, f"--{key}")
     return load(spaces.find(args.space) if args.space else None, values, typed)
 
 
 def _search(args: argparse.Namespace, words: list[str]) -> None:
-    if args.resume:
-        given = [f for f, (key, _, _) in _FLAGS.items() if getattr(args, key) is not None]
-        given += [f"--{n}" for n in ("seed", "name") if getattr(args, n) is not None] + words
-        if args.space or given or args.dry_run:
-            extra = args.space or (given or ["--dry-run"])[0]
-            raise ExperimentError(
-                "a study goes on as it was started; nothing else can be given with --resume", key=extra
-            )
-        from akd.study import resume
-
-        resume(args.resume, output=args.output, tracking_uri=args.tracking_uri, ray_address=args.ray_address)
+    if args.resume is not None:
+        _resume(args, words)
         return
     if not args.space and not any("space." in w for w in words):
         from akd import spaces
@@ -187,18 +192,34 @@ def _search(args: argparse.Namespace, words: list[str]) -> None:
         raise ExperimentError(f"name a search space: a file, or one of {', '.join(spaces.names())}")
     experiment = _experiment(args, words)
     if args.dry_run:
-        from akd import dryrun, prepare
+        from akd import dryrun, study
         from akd.terminal import standard_console
 
-        ready = prepare.prepare(experiment)
-        prepare.study_folder(Path(args.output), args.name or prepare.default_name(experiment), resume=False)
+        ready, _, _ = study.check(experiment, **_places(args))
         dryrun.show(ready, standard_console(), Path(args.output))
         return
     from akd import study
 
-    study.search(
-        experiment, name=args.name, output=args.output, tracking_uri=args.tracking_uri, ray_address=args.ray_address
-    )
+    study.search(experiment, **_places(args))
+
+
+def _places(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("name", "output", "tracking_uri", "tracking_later", "ray_address")
+    return {name: getattr(args, name) for name in names}
+
+
+def _resume(args: argparse.Namespace, words: list[str]) -> None:
+    given = [f for f, (key, _, _) in _FLAGS.items() if getattr(args, key) is not None]
+    given += ["--seed"] * (args.seed is not None) + words
+    never = ["--name"] * (args.name is not None) + ["--dry-run"] * args.dry_run
+    if never or (given and not args.space):
+        problem = "a study goes on as it was started; nothing else can be given with --resume"
+        raise ExperimentError(problem, key=(never or given)[0])
+    from akd.study import resume
+
+    experiment = _experiment(args, words) if args.space else None
+    places = {name: value for name, value in _places(args).items() if name not in ("name", "tracking_later")}
+    resume(args.resume, experiment=experiment, **places)
 
 
 def _list(what: str) -> None:
@@ -294,6 +315,7 @@ def _run(arguments: Sequence[str]) -> None:
     if args.verb is None:
         parser.print_help()
         return
+    _given(args)
     if args.verb == "search":
         _search(args, words)
         return

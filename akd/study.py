@@ -16,17 +16,16 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from akd import cluster, spaces, started
 from akd import config as configuration
 from akd import folder as run_folder
+from akd.addresses import check_tracking
 from akd.champion import final_seeds, finals, hand_over
 from akd.config import Experiment
-from akd.data import load as load_data
-from akd.data import split as split_data
 from akd.errors import AkdError, ExperimentError, Interrupted
-from akd.fit import check_data
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.logged import default_uri, scrubbed
-from akd.prepare import Prepared, default_name, prepare, study_folder
+from akd.prepare import Prepared, check_output, checked, complete, default_name, placed, prepare, study_folder
 from akd.result import StudyResult
 from akd.summary import closing_lines, make_result, program, runs, shown_path
 from akd.teacher.keep import Teacher, obtain
@@ -40,6 +39,7 @@ def search(
     name: str | None = None,
     output: str | Path = "runs",
     tracking_uri: str | None = None,
+    tracking_later: bool = False,
     ray_address: str | None = None,
     display: Display | None = None,
 ) -> StudyResult:
@@ -50,6 +50,7 @@ def search(
         name: of the study; default from data, method and time.
         output: folder of all studies, teachers and the default MLflow store.
         tracking_uri: MLflow address; default ``$MLFLOW_TRACKING_URI``, else a sqlite file under ``output``.
+        tracking_later: start even if MLflow does not answer now; it is filled in when it does.
         ray_address: default ``$RAY_ADDRESS``, else a private local Ray.
         display: where progress is shown; default the terminal.
 
@@ -58,42 +59,93 @@ def search(
         Interrupted: asked to stop; :func:`resume` goes on.
         AkdError: the search could not be finished.
     """
-    ready = prepare(_resolved(experiment))
-    name = name or default_name(ready.experiment)
-    folder = study_folder(Path(output).absolute(), name, resume=False)
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(folder.parent)
+    ready, folder, uri = check(
+        experiment,
+        name=name,
+        output=output,
+        tracking_uri=tracking_uri,
+        tracking_later=tracking_later,
+        ray_address=ray_address,
+    )
+    name = folder.name
     try:
+        started.keep(folder, ready.experiment)
         run_folder.create(folder, ready.experiment, Run("study", name, tags={"tracking": scrubbed(uri)}))
     except OSError as error:
-        raise ExperimentError(f"cannot be written: {error.strerror}", key="output", value=str(output)) from None
+        problem = f"cannot be written: {error.strerror}"
+        raise ExperimentError(problem, key="output", value=str(folder.parent)) from None
     return _Study(ready, folder, uri, ray_address, display).run()
+
+
+def check(
+    experiment: Experiment | Mapping[str, Any] | str | Path,
+    *,
+    name: str | None = None,
+    output: str | Path = "runs",
+    tracking_uri: str | None = None,
+    tracking_later: bool = False,
+    ray_address: str | None = None,
+) -> tuple[Prepared, Path, str]:
+    """Everything that can be said against a search before it starts; writes nothing. Arguments as in :func:`search`.
+
+    Returns:
+        What would be searched, the study's folder and the MLflow address.
+    """
+    full = _resolved(experiment)
+    folder = study_folder(Path(output).absolute(), default_name(full) if name is None else name, resume=False)
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(folder.parent)
+    ready = prepare(full)
+    with placed(full):
+        cluster.check(full.search, ray_address)
+    check_tracking(uri, folder.parent, answers=not tracking_later)
+    return ready, folder, uri
 
 
 def resume(
     name: str,
     *,
+    experiment: Experiment | Mapping[str, Any] | str | Path | None = None,
     output: str | Path = "runs",
     tracking_uri: str | None = None,
     ray_address: str | None = None,
     display: Display | None = None,
 ) -> StudyResult:
-    """Go on with a study that was interrupted or killed; arguments and errors as in :func:`search`."""
+    """Go on with a study that was interrupted or killed.
+
+    Args:
+        experiment: what the study is thought to be; another than it was started with is refused.
+
+    The other arguments and errors are as in :func:`search`, but an MLflow that is away is waited for.
+    """
     folder = study_folder(Path(output).absolute(), name, resume=True)
-    experiment = configuration.load(folder / "experiment.yaml", {}, strict=False)
+    full = configuration.load(folder / "experiment.yaml", {}, strict=False)
+    started.compare(folder, full, full)
+    if experiment is not None:
+        given = _resolved(experiment)
+        started.compare(folder, complete(given), given)
     run = Run.read(folder)
     assert run is not None
     uri = (
         tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or run.tags.get("tracking") or default_uri(folder.parent)
     )
-    return _Study(prepare(experiment), folder, uri, ray_address, display).run()
+    ready = prepare(full)
+    with placed(full):
+        cluster.check(full.search, ray_address, fewer=True)
+    check_tracking(uri, folder.parent, answers=False)
+    return _Study(ready, folder, uri, ray_address, display).run()
 
 
 def distil(experiment: Experiment | Mapping[str, Any] | str | Path, *, output: str | Path = "runs") -> Any:
-    """Train one student as the experiment says, in this process; see :class:`TrialResult`."""
+    """Train one student as the experiment says, in this process; see :class:`TrialResult`.
+
+    Raises:
+        ExperimentError: a mistake in the experiment; nothing was started or written.
+    """
     full = _resolved(experiment)
-    full = replace(full, train=replace(full.train, threads=full.train.threads or torch.get_num_threads()))
-    data = split_data(full.data, load_data(full.data))
-    check_data(full, data)
+    full = complete(replace(full, train=replace(full.train, threads=full.train.threads or torch.get_num_threads())))
+    with placed(full):
+        data = checked(full)
+    check_output(Path(output))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = Path(output).absolute()
     folder = base / "single" / time.strftime("%Y%m%d-%H%M%S")
@@ -130,7 +182,10 @@ def _resolved(experiment: Experiment | Mapping[str, Any] | str | Path) -> Experi
         return experiment
     if isinstance(experiment, Mapping):
         return configuration.resolve(experiment)
-    return configuration.load(Path(experiment), {})
+    if not isinstance(experiment, (str, Path)):
+        problem = f"must be an Experiment, a mapping or a file, not a {type(experiment).__name__}"
+        raise ExperimentError(problem, key="experiment")
+    return configuration.load(spaces.find(str(experiment)), {})
 
 
 class _Study:
@@ -249,8 +304,6 @@ class _Study:
 
     def _search(self, teacher: Teacher | None) -> None:
         # Ray, Optuna and Tune are imported here: a mistake in an experiment is answered before anything heavy starts.
-        from akd import cluster
-
         private = cluster.connect(self.ray_address)
         try:
             from akd import tuning
