@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from akd.errors import ExperimentError, near, reason
 from akd.logged import scrubbed
@@ -40,22 +40,27 @@ def check_tracking(uri: str, output: Path, *, answers: bool = True) -> None:
     scheme = _scheme(uri)
     if scheme == "sqlite":
         _sqlite(uri, output)
-    elif answers and scheme in ("http", "https"):
-        _in_time(uri, lambda: _http(uri))
+    elif scheme in ("http", "https"):
+        _split(uri)
+        if answers:
+            _in_time(uri, lambda: _http(uri))
     elif scheme in _DATABASES:
         _database(uri, scheme, answers)
 
 
 def _mistake(problem: str, uri: str) -> ExperimentError:
-    return ExperimentError(problem, key="tracking-uri", value=scrubbed(uri))
+    # More is hidden than :func:`scrubbed` hides: a password may hold a slash, or stand among the options.
+    shown = re.sub(r"://(?!/)\S*@", "://", uri)
+    shown = re.sub(r"([?&][^=&\s]*(?:pass|token|secret|key)[^=&\s]*=)[^&\s]*", r"\1***", shown, flags=re.IGNORECASE)
+    return ExperimentError(problem, key="tracking-uri", value=shown)
 
 
 def _scheme(uri: str) -> str:
     name = re.match(r"([A-Za-z][\w.-]*)(\+\w+)?:", uri)
     scheme = name[1].lower() if name else uri
     if scheme not in _SCHEMES:
-        hint = near(scheme, _SCHEMES) if name else ""
-        allowed = f"must be an address like http://HOST:5000 or sqlite:///FILE ({', '.join(_SCHEMES)}){hint}"
+        allowed = f"must be an address like http://HOST:5000 or sqlite:///FILE ({', '.join(_SCHEMES)})"
+        allowed += near(scheme, _SCHEMES)
         raise _mistake(allowed, uri)
     return scheme
 
@@ -85,9 +90,19 @@ def _sqlite(uri: str, output: Path) -> None:
         raise _mistake(f"cannot be written: {getattr(error, 'strerror', None) or error}", uri) from None
 
 
+def _split(uri: str) -> SplitResult:
+    try:
+        parts = urlsplit(uri)
+        if parts.hostname and not re.search(r"\s", uri) and parts.port != 0:
+            return parts
+    except ValueError:  # an address that is half IPv6, a port that is no number
+        pass
+    raise _mistake("is no valid address, which looks like http://HOST:PORT", uri) from None
+
+
 def _http(uri: str) -> str | None:
     """Why nobody answers at ``uri``; ``None`` if somebody does, whatever he says."""
-    parts = urlsplit(uri)
+    parts = _split(uri)
     host = parts.netloc.rpartition("@")[2]
     address = f"{parts.scheme}://{host}{parts.path.rstrip('/')}/health"
     # Nothing secret is asked or sent here: a certificate is for MLflow's own client to judge.
@@ -147,22 +162,39 @@ def _answer(ask: Callable[[], str | None]) -> str | None:
 def _in_time(uri: str, ask: Callable[[], str | None]) -> None:
     why = _answer(ask)
     if why is not None:
-        later = "start its server, or let it be filled in later with --tracking-later"
+        later = "start its server (a search may begin without it: --tracking-later)"
         raise _mistake(f"does not answer: {scrubbed(why)}; {later}", uri)
 
 
+def _ray(address: str) -> str:
+    """Why what listens at ``address`` is no Ray; empty if it is one, or cannot be asked."""
+    if os.environ.get("RAY_USE_TLS", "0") != "0":  # asks for certificates, which are Ray's own business
+        return ""
+    try:
+        import grpc
+    except ImportError:  # comes with Ray
+        return ""
+    with grpc.insecure_channel(address) as channel:
+        try:  # the question every gRPC server of this kind answers, Ray's among them
+            channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=2)
+        except grpc.RpcError as error:
+            if error.code() not in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                return "what listens there is no Ray"
+    return ""
+
+
 def check_ray(address: str) -> None:
-    """Refuse the address of a Ray where nobody answers: Ray itself would try for half a minute.
+    """Refuse the address of a Ray where nobody answers, or somebody else: Ray itself would try for half a minute.
 
     Raises:
         ExperimentError: nobody answers.
     """
     place = re.fullmatch(r"(?:ray://)?(\[[^\]]+\]|[^\s:/]+):(\d+)", address)
     if place is None:
-        if address == "auto":
+        if address == "auto":  # Ray looks for one on this machine and knows at once
             return
         raise ExperimentError("must be HOST:PORT, ray://HOST:PORT, auto or local", key="ray-address", value=address)
     host, port = place[1].strip("[]"), int(place[2])
-    why = _answer(lambda: _connects(host, port))
+    why = _answer(lambda: _connects(host, port) or ("" if "ray://" in address else _ray(f"{host}:{port}")) or None)
     if why is not None:
         raise ExperimentError(f"no Ray answers there: {why}", key="ray-address", value=address)

@@ -48,6 +48,8 @@ class _Parser(argparse.ArgumentParser):
     """Answers a mistake with one line."""
 
     def error(self, message: str) -> NoReturn:
+        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            message += near(choice[1], re.findall(r"'?([\w-]+)'?", choice[2]))
         raise ExperimentError(f"{message}; see '{self.prog} --help'")
 
 
@@ -106,8 +108,12 @@ def _parser() -> _Parser:
     return parser
 
 
-def _given(args: argparse.Namespace) -> None:
-    """Refuse an empty value: nothing may stand for a default, or for another folder than the one that was meant."""
+def _given(args: argparse.Namespace, plain: Sequence[str]) -> None:
+    """Refuse an empty value, which would stand for a default nobody asked for, and a flag given twice."""
+    flags_given = [word.partition("=")[0] for word in plain if word.startswith("--")]
+    for flag in flags_given:
+        if flags_given.count(flag) > 1:
+            raise ExperimentError("is given twice", key=flag)
     positional = {"search": "space", "data": "name", "ui": "study"}.get(args.verb)
     for name, value in vars(args).items():
         if isinstance(value, str) and not value.strip() and name != positional:
@@ -312,10 +318,12 @@ def _run(arguments: Sequence[str]) -> None:
     plain, dotted = _apart(arguments)
     args, words = parser.parse_known_args(plain)
     words += dotted
+    if args.verb is None and words:
+        raise ExperimentError("unknown argument; see 'akd --help'", key=words[0])
     if args.verb is None:
         parser.print_help()
         return
-    _given(args)
+    _given(args, plain)
     if args.verb == "search":
         _search(args, words)
         return

@@ -97,7 +97,10 @@ def check(
     ready = prepare(full)
     with placed(full):
         cluster.check(full.search, ray_address)
-    check_tracking(uri, folder.parent, answers=not tracking_later)
+    try:
+        check_tracking(uri, folder.parent, answers=not tracking_later)
+    except ExperimentError as error:
+        raise error.at(None if tracking_uri else "MLFLOW_TRACKING_URI") from None
     return ready, folder, uri
 
 

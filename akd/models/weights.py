@@ -34,7 +34,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not there:
         raise ExperimentError("is a folder, not a file" if folder else "there is no such file")
     if not path.stat().st_size:
-        raise ExperimentError("is empty")
+        raise ExperimentError("is damaged: it holds nothing")
     try:
         with open(path, "rb") as file:
             safe = file.read(9)[8:] == b"{"  # eight bytes of length, then the header
