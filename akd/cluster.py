@@ -7,6 +7,7 @@ import os
 import secrets
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -96,7 +97,15 @@ def connect(address: str | None) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=runtime)
+            # By itself Ray counts CPUs this process may not use.
+            cpus = int(machine()["CPU"]) if local else None
+            ray.init(
+                address=address,
+                num_cpus=cpus,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env=runtime,
+            )
         except ConnectionError as error:
             raise ExperimentError(
                 f"no Ray answers there: {str(error).splitlines()[0]}", key="ray-address", value=address
@@ -235,6 +244,61 @@ def everything(search: SearchConfig, nodes: list[dict[str, float]], batch_size: 
     # As many CPUs for each as leave places for all: nodes may be uneven.
     cpus = next(c for c in range(places // size, 0, -1) if sum(_places(n, c, 0) for n in nodes) >= size)
     return Team(size, float(cpus), 0.0)
+
+
+def machine() -> dict[str, float]:
+    """What a private Ray on this machine holds: the CPUs this process may use, and the GPUs."""
+    import torch
+
+    cpus = len(os.sched_getaffinity(0))
+    try:  # a container's share: microseconds of CPU in a period of microseconds
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        cpus = min(cpus, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or no limit
+        pass
+    return {"CPU": float(cpus), "GPU": float(torch.cuda.device_count())}
+
+
+def check(search: SearchConfig, address: str | None, batch_sizes: Sequence[int] = (), *, fewer: bool = False) -> None:
+    """Refuse what the machines cannot place, before anything is written: a private Ray need not be started for that.
+
+    Args:
+        search: what a trial asks for.
+        address: as in :func:`connect`.
+        batch_sizes: of the runs that take everything there is.
+        fewer: take ``search.concurrent`` as the most, as a study does that goes on elsewhere.
+
+    Raises:
+        ExperimentError: a trial fits on no node, fewer trials fit at once than are asked for, no Ray answers.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    found = [machine()] if address == "local" else _nodes_at(address)
+    resources = share(search, found)
+    for batch_size in batch_sizes:
+        everything(search, found, batch_size)
+    if search.concurrent and resources.concurrent < search.concurrent and not fewer:
+        raise ExperimentError(
+            f"at most {resources.concurrent} fit at a time: a trial takes {resources.cpus:g} CPUs and "
+            f"{resources.gpus:g} GPUs, there are {sum(n.get('CPU', 0) for n in found):g} and "
+            f"{sum(n.get('GPU', 0) for n in found):g}",
+            key="search.concurrent",
+            value=search.concurrent,
+        )
+
+
+def _nodes_at(address: str) -> list[dict[str, float]]:
+    """The nodes of a Ray that runs elsewhere; this process stays unconnected."""
+    from akd.addresses import check_ray
+
+    check_ray(address)
+    before = os.environ.get("RAY_ADDRESS")
+    connect(address)
+    try:
+        return nodes()
+    finally:
+        disconnect()
+        if before is not None:
+            os.environ["RAY_ADDRESS"] = before
 
 
 def nodes() -> list[dict[str, float]]:

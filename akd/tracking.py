@@ -297,7 +297,7 @@ class Tracker:
 
     def _wanted(self, folder: Path, run: Run) -> list[Path]:
         """What of a run's folder belongs into MLflow by now."""
-        if folder == self.study:
+        if run.kind == "study":
             return [folder / "result.json"] if run.state != RUNNING else []
         parts: list[Path] = []
         champion = self.keep == "champion" and run.kind == "final" and run.name.startswith("champion")

@@ -71,13 +71,13 @@ def _work(config: dict[str, Any]) -> None:
     for number, job in enumerate(jobs):
         if tell("begin", number):
             continue
-        halt = [False]
+        last = _Last()
 
-        def on_epoch(record: EpochRecord, number: int = number, halt: list[bool] = halt) -> None:
-            halt[0] = tell("epoch", number, epoch=record.epoch, metrics=record.metrics)
+        def on_epoch(record: EpochRecord, number: int = number, last: _Last = last) -> None:
+            last.stop = tell("epoch", number, epoch=record.epoch, metrics=record.metrics)
 
         try:
-            results = run_job(job, device=str(device), world=world, on_epoch=on_epoch, stop=lambda halt=halt: halt[0])
+            results = run_job(job, device=str(device), world=world, on_epoch=on_epoch, stop=last.asked)
         except FAILURES as error:
             if _lost_a_peer(error):
                 raise

@@ -194,7 +194,6 @@ class TestSearchMistakes:
             line = fails("search", "--resume", "study-one", *extra)
             assert extra[0] in line
             assert "nothing else" in line
-        assert "s.yaml" in fails("search", "s.yaml", "--resume", "study-one")
 
     def test_verbs(self, fails: Fails) -> None:
         assert "serach" in fails("serach")
