@@ -283,6 +283,15 @@ def _workers(args: argparse.Namespace) -> int | None:
     return value
 
 
+def _something(args: argparse.Namespace, flags: Sequence[str], words: list[str]) -> None:
+    """Refuse a command that says nothing of what to train."""
+    if not args.space and not words and all(getattr(args, _FLAGS[f][0]) is None for f in flags):
+        from akd import spaces
+
+        names = ", ".join(spaces.names())
+        raise ExperimentError(f"name an experiment: a file, or one of {names}; or set one with {', '.join(flags)}")
+
+
 def _train(args: argparse.Namespace, words: list[str]) -> None:
     from akd import single
 
@@ -295,6 +304,7 @@ def _train(args: argparse.Namespace, words: list[str]) -> None:
         places = {name: getattr(args, name) for name in ("output", "tracking_uri", "ray_address")}
         single.go_on(args.resume, **places)
         return
+    _something(args, _RUN_FLAGS, words)
     single.distil(_experiment(args, words), workers=_workers(args), **_places(args))
 
 
@@ -302,6 +312,7 @@ def _teacher(args: argparse.Namespace, words: list[str]) -> None:
     from akd import single
     from akd.summary import shown_path
 
+    _something(args, _TEACHER_FLAGS, words)
     found = single.teach(
         _experiment(args, words), output=args.output, workers=_workers(args), ray_address=args.ray_address
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,11 +20,12 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from akd.checkpoint import write_text
 from akd.cluster import Team
 from akd.ddp import Group
 from akd.errors import AkdError, DivergedError, RunError
 from akd.fit import EpochRecord
-from akd.job import FAILURES, Job, keep_traceback, reason, run_job
+from akd.job import FAILURES, Job, reason, run_job
 from akd.relay import Relay
 from akd.world import ALONE, World
 
@@ -81,14 +83,12 @@ def _work(config: dict[str, Any]) -> None:
         except FAILURES as error:
             if _lost_a_peer(error):
                 raise
-            if not isinstance(error, DivergedError):  # which worker 0 tells, and all know of
-                ray.get(relay.tell.remote({"kind": "failed", "job": number, "reason": reason(error)}))
-                if world.rank == 0:
-                    keep_traceback(Path(job.folder))
-                raise  # the others may be waiting for this worker; a new group passes this job by
-            if world.rank == 0:
-                keep_traceback(Path(job.folder))
-            tell("failed", number, reason=reason(error))
+            news = {"reason": reason(error), "trace": traceback.format_exc()}
+            if not isinstance(error, DivergedError):
+                # The others may be waiting for this worker: the group ends, and a new one passes this job by.
+                ray.get(relay.tell.remote({"kind": "failed", "job": number, **news}))
+                raise
+            tell("failed", number, **news)  # all workers came to the same end
             continue
         tell("end", number, results=results)
 
@@ -150,6 +150,8 @@ def carry(
             ticket, message = ray.get(news)
             number, kind = message["job"], message["kind"]
             if kind == "failed":
+                if number not in failures:
+                    write_text(Path(jobs[number].folder) / "error.txt", message["trace"])
                 failures.setdefault(number, message["reason"])
             stop = bool(failures)
             if kind == "begin":

@@ -18,7 +18,7 @@ from akd.errors import ExperimentError
 from akd.metrics import evaluate
 from akd.models import create_model, seeded_model
 from akd.prepare import prepare
-from akd.study import distil
+from akd.single import distil
 from akd.teacher.keep import load_teacher, obtain, teacher_hash
 from akd.teacher.source import LiveTeacher, Renormalised
 
