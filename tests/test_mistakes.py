@@ -1,4 +1,4 @@
-"""Every mistake a user can make: one line that says what, where and what is allowed; exit 2; nothing started or written.
+"""Every mistake a user can make: one line that says what, where and what is allowed; exit 2, nothing done.
 
 Each row is run through the command line and, where there is a call for it, through ``akd.search``, which must say the
 same. The shorter table of what flags refuse is in ``test_cli.py``.
@@ -85,7 +85,11 @@ def put(folder: Path, name: str, what: str | bytes) -> None:
 
 
 def all_of(*setups: Setup) -> Setup:
-    return lambda folder: [setup(folder) for setup in setups] and None
+    def run(folder: Path) -> None:
+        for setup in setups:
+            setup(folder)
+
+    return run
 
 
 BOMB = "a: &a [1, 1]\n" + "".join(
@@ -492,7 +496,8 @@ def measured(*arguments: str, says: list[str], setup: Setup | None = None) -> Ro
 
 
 def handed(config: str, student: Setup | None = None) -> Setup:
-    return lambda folder: (put(folder, "given/config.json", config), student(folder) if student else None) and None
+    config_file = partial(put, name="given/config.json", what=config)
+    return all_of(config_file, student) if student else config_file
 
 
 def misplaced(folder: Path) -> None:

@@ -19,18 +19,14 @@ def test_library_example(tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert len(example.splitlines()) < 40
     (tmp_path / "example.py").write_text(example, encoding="utf-8")
-    process = subprocess.Popen(
-        [sys.executable, "example.py"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    with open(tmp_path / "out.txt", "w", encoding="utf-8") as out:
+        command = [sys.executable, "example.py"]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=out, text=True, start_new_session=True)
     try:
-        output, _ = process.communicate(timeout=240)
+        process.wait(240)
     finally:
         program.kill_group(process)
+    output = (tmp_path / "out.txt").read_text(encoding="utf-8")
     assert process.returncode == 0, output
     assert "Traceback" not in output
     result = program.read(tmp_path / "runs" / "first" / "result.json")
