@@ -234,7 +234,7 @@ def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: 
     Raises:
         ExperimentError: see :mod:`akd.settings`.
     """
-    origins = origins or Origins()
+    origins = Origins() if origins is None else origins
     tree = _expand(copy.deepcopy(dict(tree)), origins)
     for key in tree:
         if key not in _SECTIONS:

@@ -102,7 +102,8 @@ def _build(side: Path, parts: Mapping[str, Sequence[Path]], size: int, source: s
                 for name, paths in parts.items()
             }
         except BaseException:
-            progress.live.transient = True  # what is said of the mistake stands alone
+            # What is said of the mistake stands alone: a terminal's bar is wiped away, elsewhere none was shown yet.
+            progress.live.transient, progress.console.quiet = True, not progress.console.is_interactive
             raise
     content = {"format": FORMAT, "size": size, "source": source, "parts": entries}
     (side / "store.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -82,8 +82,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Fill a network with the weights of a file: every name and every shape must agree.
 
     Raises:
-        ExperimentError: see :func:`read_weights`, or the first name that differs, with both shapes; a parameter that
-            is no finite number.
+        ExperimentError: see :func:`read_weights`, or the first name that differs, with both shapes; values that are
+            no numbers.
     """
     theirs = read_weights(path)
     mine: dict[str, Tensor] = model.state_dict()
@@ -104,7 +104,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if found := problems + shapes + kinds:
         more = f" ({len(found) - 1} more differ)" if len(found) > 1 else ""
         raise ExperimentError(f"does not fit the network: {found[0]}{more}")
-    for name, _ in model.named_parameters():
-        if not torch.isfinite(theirs[name]).all():
-            raise ExperimentError(f"{name!r} holds numbers that are not finite: its training diverged")
+    for name, tensor in theirs.items():
+        if tensor.is_floating_point() and tensor.isnan().any():
+            raise ExperimentError(f"{name!r} holds values that are no numbers (NaN): its training diverged")
     model.load_state_dict(theirs)
