@@ -67,6 +67,10 @@ class Method(nn.Module):
         """Effective weight of soft targets, sum(weight * mass * temperature^2); 0 without any."""
         return 0.0
 
+    def ramps(self, epoch: int) -> dict[str, float]:
+        """Factors that rise over the epochs and that :meth:`forward` has put into its terms, by term; > 0."""
+        return {}
+
     def warmup(self, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         """The terms of a head epoch, in which there is no student yet; some of those :meth:`weights` names."""
         raise NotImplementedError(f"{type(self).__name__} has no head epochs")

@@ -58,6 +58,8 @@ SPECS = [
     Spec({"host": {"name": "kd", "temperature": 1.0}}, minimal=("kd",)),
     Spec({"host": {"name": "kd", "temperature": 20.0, "weight": 3.0, "ce_weight": 0.0}}, minimal=("kd",), views=True),
     Spec({"host": {"name": "kd", "standardise": True, "temperature": 2.0}}, minimal=("kd",), views=True),
+    Spec("dkd", minimal=("target", "others")),
+    Spec({"host": {"name": "dkd", "standardise": True, "ramp_epochs": 0}}, minimal=("target", "others"), views=True),
     Spec("angular_kd", draws=True),
     Spec("angular_kd", draws=True, train={"label_smoothing": 0.1}),
     Spec(angular(count=1), draws=True),
