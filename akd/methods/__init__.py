@@ -1,6 +1,7 @@
 """Distillation methods, one file each; README.md lists them with paper and formula."""
 
 from akd.methods import angular_kd as angular_kd  # registers itself
+from akd.methods import dist as dist  # registers itself
 from akd.methods import dkd as dkd  # registers itself
 from akd.methods import kd as kd  # registers itself
 from akd.methods import none as none  # registers itself

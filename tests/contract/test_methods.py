@@ -60,6 +60,8 @@ SPECS = [
     Spec({"host": {"name": "kd", "standardise": True, "temperature": 2.0}}, minimal=("kd",), views=True),
     Spec("dkd", minimal=("target", "others")),
     Spec({"host": {"name": "dkd", "standardise": True, "ramp_epochs": 0}}, minimal=("target", "others"), views=True),
+    Spec("dist", minimal=("classes", "samples")),
+    Spec({"host": {"name": "dist", "temperature": 4.0}}, minimal=("classes", "samples"), views=True),
     Spec("angular_kd", draws=True),
     Spec("angular_kd", draws=True, train={"label_smoothing": 0.1}),
     Spec(angular(count=1), draws=True),
