@@ -4,6 +4,7 @@ from akd.methods import angular_kd as angular_kd  # registers itself
 from akd.methods import dist as dist  # registers itself
 from akd.methods import dkd as dkd  # registers itself
 from akd.methods import kd as kd  # registers itself
+from akd.methods import mlkd as mlkd  # registers itself
 from akd.methods import none as none  # registers itself
 from akd.methods.base import Method, MethodConfig, Shapes, TeacherViews, hosts, views
 from akd.methods.compose import WithViews, create_method, soft_weight
