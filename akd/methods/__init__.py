@@ -6,6 +6,7 @@ from akd.methods import dkd as dkd  # registers itself
 from akd.methods import kd as kd  # registers itself
 from akd.methods import mlkd as mlkd  # registers itself
 from akd.methods import none as none  # registers itself
+from akd.methods import skd as skd  # registers itself
 from akd.methods.base import Method, MethodConfig, Shapes, TeacherViews, hosts, views
 from akd.methods.compose import WithViews, create_method, soft_weight
 from akd.methods.target import hard_target_loss, soft_target

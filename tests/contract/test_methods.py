@@ -64,6 +64,8 @@ SPECS = [
     Spec({"host": {"name": "dist", "temperature": 4.0}}, minimal=("classes", "samples"), views=True),
     Spec("mlkd", minimal=("instance", "batch", "classes"), views=True),
     Spec({"host": {"name": "mlkd", "standardise": True, "temperatures": [2.0]}}, minimal=("instance",)),
+    Spec("skd", minimal=("kd", "relation")),
+    Spec({"host": {"name": "skd", "ridge": 0.001}}, minimal=("kd",), views=True),
     Spec("angular_kd", draws=True),
     Spec("angular_kd", draws=True, train={"label_smoothing": 0.1}),
     Spec(angular(count=1), draws=True),
