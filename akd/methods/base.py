@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from akd.data.batch import Batch
 from akd.models.output import Output
 from akd.registry import Registry
+from akd.settings import setting
 
 hosts = Registry("method host", "akd.methods")
 views = Registry("kind of teacher views", "akd.views")
@@ -126,10 +128,14 @@ class MethodConfig:
     Attributes:
         host: the loss a teacher's knowledge goes through; a config object registered with its host.
         views: what stands in the teacher's place; a config object registered with its views, or ``None``.
+        extra: further hosts, name -> config object; their terms but the hard labels' are added to the host's.
+        normalise: see :mod:`akd.methods.normalise`.
     """
 
     host: Any = field(default=None)
     views: Any = field(default=None)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    normalise: bool = setting(False, help="divide every knowledge term by a running mean of its size")
 
     @property
     def host_name(self) -> str:
@@ -157,12 +163,19 @@ class MethodConfig:
 
     @property
     def title(self) -> str:
-        """The method in words: ``kd``, ``angular_kd over kd``."""
-        return f"{self.views_name} over {self.host_name}" if self.views_name else self.host_name
+        """The method in words: ``kd``, ``angular_kd over kd``; see :func:`title`."""
+        return title(self.host_name, self.views_name, self.extra, normalise=self.normalise)
 
     @property
     def needs(self) -> frozenset[str]:
         """What the teacher has to give; empty without a teacher."""
-        parts = [hosts.get(self.host_name)] + ([views.get(self.views_name)] if self.views_name else [])
+        parts = [hosts.get(name) for name in (self.host_name, *self.extra)]
+        parts += [views.get(self.views_name)] if self.views_name else []
         none: frozenset[str] = frozenset()
         return none.union(*(getattr(part, "needs", none) for part in parts))
+
+
+def title(host: str, views: str | None, extra: Iterable[str] = (), *, normalise: bool = False) -> str:
+    """A method in words: ``angular_kd over dkd + amd, normalised``."""
+    words = " + ".join([f"{views} over {host}" if views else host, *extra])
+    return f"{words}, normalised" if normalise else words
