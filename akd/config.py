@@ -262,18 +262,18 @@ def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: 
 
 def _method(tree: dict[str, Any], origins: Origins, strict: bool) -> MethodConfig:
     host = _member(hosts, "host", tree.pop("host", {}) or {}, "kd", origins, strict)
-    teacher_views = _views(tree.pop("views", None), host, origins, strict)
     others = _mapping(tree.pop("extra", None), "method.extra", origins)
     extra = extras.read(others, host, partial(_member, hosts), origins, strict)
+    teacher_views = _views(tree.pop("views", None), [host, *extra.values()], origins, strict)
     ready = {"host": host, "views": teacher_views, "extra": extra}
     built = build(MethodConfig, tree, prefix="method", origins=origins, strict=strict, ready=ready)
-    if built.normalise and not extras.learns(host.name):
+    if built.normalise and not extras.needs(host):
         problem, where = f"has no effect over {host.name}, which learns from no teacher", origins.of("method.normalise")
         raise ExperimentError(problem, key="method.normalise", value=True, where=where)
     return built
 
 
-def _views(given: Any, host: Any, origins: Origins, strict: bool) -> Any:
+def _views(given: Any, over: list[Any], origins: Origins, strict: bool) -> Any:
     if given is None:
         return None
     values = _mapping(given, "method.views", origins)
@@ -289,8 +289,10 @@ def _views(given: Any, host: Any, origins: Origins, strict: bool) -> Any:
             raise ExperimentError("has no effect without views", key=f"method.views.{key}", where=place)
         return None
     found = _member(views, "views", values, "", origins, strict)
-    if not extras.learns(host.name):
-        problem = f"have no effect over {host.name}, which learns from no teacher"
+    needs = extras.needs(*over)
+    if not needs & {"logits", "embedding"}:  # views stand in for these alone
+        reads = "no logits or embeddings" if needs else "no teacher"
+        problem = f"have no effect over {over[0].name}, which learns from {reads}"
         raise ExperimentError(problem, key="method.views", value=name, where=where)
     return found
 

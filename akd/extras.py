@@ -17,6 +17,7 @@ from typing import Any
 
 from akd.errors import ExperimentError
 from akd.methods import hosts
+from akd.methods.base import needs_of
 from akd.settings import Origins
 
 
@@ -51,9 +52,9 @@ def restart(tree: dict[str, Any], mine: Mapping[str, Any], values: Mapping[str, 
             tree[found[1]] = {"name": name}
 
 
-def learns(host: str) -> bool:
-    """True for a host that learns from a teacher."""
-    return bool(getattr(hosts.get(host), "needs", ()))
+def needs(*members: Any) -> frozenset[str]:
+    """What hosts, given by their config objects, ask of the teacher together."""
+    return frozenset[str]().union(*(needs_of(hosts, member) for member in members))
 
 
 def read(
@@ -80,7 +81,7 @@ def read(
         if called != name:
             raise ExperimentError(f"must be {name} or none", key=f"{key}.name", value=called, where=where)
         built = member(f"extra.{name}", values, name, origins, strict)
-        if reason := _no_extra(name, host):
+        if reason := _no_extra(built, host):
             raise ExperimentError(reason, key="method.extra", value=name, where=where)
         hard = next((f.default for f in dataclasses.fields(built) if f.name == "ce_weight"), None)
         if hard is not None and built.ce_weight != hard:
@@ -90,12 +91,12 @@ def read(
     return found
 
 
-def _no_extra(name: str, host: Any) -> str:
+def _no_extra(built: Any, host: Any) -> str:
     """Why this host cannot stand beside ``host``; empty if it can."""
-    if name == host.name:
+    if built.name == host.name:
         return "is the host already: its weights are under method.host"
-    if not learns(name):
+    if not needs(built):
         return "learns from no teacher, so it has nothing to add"
-    if not learns(host.name):
-        return f"has no effect over {host.name}, which learns from no teacher; write method.host: {name}"
+    if not needs(host):
+        return f"has no effect over {host.name}, which learns from no teacher; write method.host: {built.name}"
     return ""

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from akd.errors import ExperimentError, near
-from akd.methods import MethodConfig, hosts, views
+from akd.methods import hosts, views
+from akd.methods.base import needs_of
 from akd.registry import Registry
 from akd.settings import allowed
 
@@ -75,10 +76,8 @@ def teacher_needs(kind: str, name: str) -> str:
     config = registry.info(name).get("config")
     if config is None:  # a name of another package that says nothing of itself
         found: frozenset[str] = getattr(registry.get(name), "needs", frozenset())
-    elif kind == "host":
-        found = MethodConfig(host=config()).needs
     else:
-        found = MethodConfig(host=hosts.info("none")["config"](), views=config()).needs
+        found = needs_of(registry, config())
     return ", ".join(sorted(found)) or "nothing"
 
 

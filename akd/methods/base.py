@@ -61,6 +61,11 @@ class Method(nn.Module):
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError(f"{type(self).__name__} computes no terms")
 
+    @classmethod
+    def needs_of(cls, config: Any) -> frozenset[str]:
+        """``needs`` under a configuration, without building the method; overridden where settings decide."""
+        return cls.needs
+
     def weights(self) -> dict[str, float]:
         """Weight of each term in the loss."""
         raise NotImplementedError(f"{type(self).__name__} names no weights")
@@ -121,6 +126,13 @@ class TeacherViews(nn.Module):
         raise NotImplementedError
 
 
+def needs_of(registry: Registry, config: Any) -> frozenset[str]:
+    """What the member of ``registry`` that ``config`` names asks of the teacher."""
+    part = registry.get(str(config.name))
+    ask = getattr(part, "needs_of", None)
+    return ask(config) if ask else getattr(part, "needs", frozenset())
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
     """How knowledge reaches the student.
@@ -169,10 +181,9 @@ class MethodConfig:
     @property
     def needs(self) -> frozenset[str]:
         """What the teacher has to give; empty without a teacher."""
-        parts = [hosts.get(name) for name in (self.host_name, *self.extra)]
-        parts += [views.get(self.views_name)] if self.views_name else []
-        none: frozenset[str] = frozenset()
-        return none.union(*(getattr(part, "needs", none) for part in parts))
+        parts = [needs_of(hosts, config) for config in (self.host, *self.extra.values())]
+        parts += [needs_of(views, self.views)] if self.views_name else []
+        return frozenset[str]().union(*parts)
 
 
 def title(host: str, views: str | None, extra: Iterable[str] = (), *, normalise: bool = False) -> str:

@@ -84,9 +84,9 @@ def _extra(name: str, config: Any, shapes: Shapes, seed: int) -> Method:
 
 def soft_weight(config: MethodConfig, num_classes: int) -> float:
     """Effective weight of soft targets of a method that need not be built; see :meth:`Method.soft_weight`."""
-    maps = (8,) * 6  # a host may look up widths and stages it will never use
-    shapes = Shapes(num_classes, 8, 8, maps, maps, images=8)
-    found = sum(
-        create_method(MethodConfig(host=c), shapes).soft_weight() for c in (config.host, *config.extra.values())
-    )
+    found = 0.0
+    for host in (config.host, *config.extra.values()):
+        # A host without soft targets may need the widths of both networks to be built.
+        if getattr(hosts.get(str(host.name)), "soft_weight", None) is not Method.soft_weight:
+            found += create_method(MethodConfig(host=host), Shapes(num_classes)).soft_weight()
     return found * (views.get(config.views_name).mass(config.views) if config.views_name else 1.0)  # type: ignore[attr-defined]
