@@ -28,7 +28,7 @@ from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.logged import default_uri, scrubbed
 from akd.prepare import Prepared, default_name, prepare, study_folder
 from akd.result import StudyResult
-from akd.summary import closing_lines, make_result, program, runs, shown_path
+from akd.summary import closing_lines, closing_title, make_result, program, runs, shown_path
 from akd.teacher.keep import Teacher, obtain
 from akd.terminal import Display, percent
 from akd.tracking import Tracker
@@ -379,8 +379,7 @@ class _Study:
             }
             result = replace(result, mlflow=ids)
             result.write(self.folder)
-        title = f"winner: {e.method.title}, {e.student.name}"
-        self.display.panel(title, closing_lines(result, self._ui_command()))
+        self.display.panel(closing_title(e, result), closing_lines(result, self._ui_command()))
         return result
 
     def _record_end(self, result: StudyResult) -> None:

@@ -399,6 +399,7 @@ def _params(config: Mapping[str, Any], run: Run) -> dict[str, str]:
             for name, settings in (config["method"].get("extra") or {}).items()
             for k, v in settings.items()
         },
+        "method.normalise": config["method"].get("normalise", False),
         **run.parameters,
     }
     if run.kind == "study":

@@ -14,6 +14,7 @@ from akd.methods.dist import DISTConfig
 from akd.methods.dkd import DKDConfig
 from akd.methods.kd import KDConfig
 from akd.space import parse
+from akd.summary import closing_title
 from akd.terminal import short_names
 from akd.tracking import _method, _params
 
@@ -191,8 +192,16 @@ class TestElsewhere:
             kind, parameters = "trial", {"method.extra.dist.weight": 0.5}
 
         params = _params(config, Trial())  # type: ignore[arg-type]
+        assert params["method.normalise"] == "True"
         assert (params["method.extra.dist.beta"], params["method.extra.dist.weight"]) == ("2.0", "0.5")
         old = {**config, "method": {"host": {"name": "kd"}, "views": None}}  # written before there were extras
         assert _method(old) == "kd"
         names = short_names(["method.host.weight", "method.extra.dist.weight"])
         assert list(names.values()) == ["host.weight", "dist.weight"]
+
+    def test_the_closing_title_is_the_winners(self) -> None:
+        class Result:
+            best_trial: dict[str, Any] = {"parameters": {"method.host.name": "dkd", "method.extra.dist.name": "dist"}}  # noqa: RUF012
+
+        title = closing_title(resolve({"method": "kd", "student": "resnet8"}), Result())  # type: ignore[arg-type]
+        assert title == "winner: dkd + dist, resnet8"
