@@ -21,6 +21,12 @@ KINDS: dict[str, tuple[Registry, str]] = {
     "views": (views, "method: {{host: kd, views: {name}}}, over any host"),
 }
 
+FOOTER = (
+    "together: method: {host: dkd, views: angular_kd, extra: [dist], normalise: true}; normalised terms",
+    "start at 1, and weights of 0.1 to 10 (logarithmic) suit them all",
+    "the settings of one, with ranges: akd list methods NAME",
+)
+
 
 def show(console: Console, name: str | None = None) -> None:
     """Print every method, or the page of one.
@@ -30,7 +36,8 @@ def show(console: Console, name: str | None = None) -> None:
     """
     if name is None:
         console.print(overview())
-        console.print("the settings of one, with ranges: akd list methods NAME")
+        for line in FOOTER:
+            console.print(line)
         return
     kind = next((kind for kind, (registry, _) in KINDS.items() if name in registry), None)
     if kind is None:

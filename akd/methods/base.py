@@ -147,7 +147,7 @@ class MethodConfig:
     host: Any = field(default=None)
     views: Any = field(default=None)
     extra: Mapping[str, Any] = field(default_factory=dict)
-    normalise: bool = setting(False, help="divide every knowledge term by a running mean of its size")
+    normalise: bool = setting(False, help="divide each knowledge term by its running size; weights 0.1 to 10, log")
 
     @property
     def host_name(self) -> str:
