@@ -37,7 +37,7 @@ def show(console: Console, name: str | None = None) -> None:
     if name is None:
         console.print(overview())
         for line in FOOTER:
-            console.print(line)
+            console.print(Text(line))
         return
     kind = next((kind for kind, (registry, _) in KINDS.items() if name in registry), None)
     if kind is None:
