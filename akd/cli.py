@@ -121,6 +121,7 @@ def _parser() -> _Parser:
 
     listing = verbs.add_parser("list", help="models, methods, data, spaces", allow_abbrev=False)
     listing.add_argument("what", choices=["models", "methods", "data", "spaces"])
+    listing.add_argument("name", nargs="?", help="methods: the settings of this one")
 
     ui = verbs.add_parser("ui", help="open MLflow on loopback", allow_abbrev=False)
     ui.add_argument("study", nargs="?", help="study to show; default the newest")
@@ -320,11 +321,18 @@ def _teacher(args: argparse.Namespace, words: list[str]) -> None:
         print(f"kept in {shown_path(found.folder)}; searches with the same settings find it")
 
 
-def _list(what: str) -> None:
+def _list(what: str, name: str | None) -> None:
     from rich.table import Table
 
     from akd.terminal import standard_console
 
+    if what == "methods":
+        from akd import listing
+
+        listing.show(standard_console(), name)
+        return
+    if name is not None:
+        raise ExperimentError("is one argument too many: only methods have pages of their own", key=name)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     if what == "models":
         from akd.models import create_model, list_models, parameter_count
@@ -335,17 +343,6 @@ def _list(what: str) -> None:
             table.add_row(name, f"{parameter_count(create_model(name, 100)):,}")
         table.caption = "also module:factory, torchvision:name, timm:name"
         table.caption_justify = "left"
-    elif what == "methods":
-        from dataclasses import fields
-
-        from akd.methods import hosts, views
-
-        for column in ("method", "does", "settings (default)", "paper"):
-            table.add_column(column)
-        for name, info in [(n, r.info(n)) for r in (hosts, views) for n in r.names()]:
-            config = info.get("config")
-            settings = [f"{f.name} ({f.default})" for f in fields(config) if f.name != "name"] if config else []
-            table.add_row(name, info.get("summary", ""), ", ".join(settings), info.get("paper", ""))
     elif what == "data":
         from akd.data import readers
 
@@ -428,7 +425,7 @@ def _run(arguments: Sequence[str]) -> None:
     if words:
         raise ExperimentError(f"unknown argument for akd {args.verb}", key=words[0])
     if args.verb == "list":
-        _list(args.what)
+        _list(args.what, args.name)
     elif args.verb == "evaluate":
         _evaluate(args)
     elif args.verb == "data":

@@ -10,12 +10,13 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from akd import yamlfile
+from akd import extras, yamlfile
 from akd.data.dataset import DataConfig
 from akd.data.dataset import readers as data_readers
 from akd.errors import ExperimentError, near
@@ -133,8 +134,10 @@ class Experiment:
             name = values.get(f"method.{part}.name")
             if name is not None and name != mine:  # another member starts from its own defaults
                 tree["method"][part] = {"name": name}
+        extras.restart(tree["method"]["extra"], self.method.extra, values)
         for key, value in values.items():
             _put(tree, key, value, self.origins)
+            tree = _expand(tree, self.origins)
         return resolve(tree, self.origins, strict=False)
 
     @property
@@ -190,6 +193,8 @@ def _expand(tree: dict[str, Any], origins: Origins) -> dict[str, Any]:
     if isinstance(method, Mapping):
         named = {k: {"name": method[k]} for k in ("host", "views") if isinstance(method.get(k), str)}
         tree["method"] = {**method, **named}
+        if "extra" in method:
+            tree["method"]["extra"] = extras.expand(method["extra"], origins)
     return tree
 
 
@@ -265,12 +270,18 @@ def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: 
 
 def _method(tree: dict[str, Any], origins: Origins, strict: bool) -> MethodConfig:
     host = _member(hosts, "host", tree.pop("host", {}) or {}, "kd", origins, strict)
-    teacher_views = _views(tree.pop("views", None), host, origins, strict)
-    ready = {"host": host, "views": teacher_views}
-    return build(MethodConfig, tree, prefix="method", origins=origins, strict=strict, ready=ready)
+    others = _mapping(tree.pop("extra", None), "method.extra", origins)
+    extra = extras.read(others, host, partial(_member, hosts), origins, strict)
+    teacher_views = _views(tree.pop("views", None), [host, *extra.values()], origins, strict)
+    ready = {"host": host, "views": teacher_views, "extra": extra}
+    built = build(MethodConfig, tree, prefix="method", origins=origins, strict=strict, ready=ready)
+    if built.normalise and not extras.needs(host):
+        problem, where = f"has no effect over {host.name}, which learns from no teacher", origins.of("method.normalise")
+        raise ExperimentError(problem, key="method.normalise", value=True, where=where)
+    return built
 
 
-def _views(given: Any, host: Any, origins: Origins, strict: bool) -> Any:
+def _views(given: Any, over: list[Any], origins: Origins, strict: bool) -> Any:
     if given is None:
         return None
     values = _mapping(given, "method.views", origins)
@@ -286,14 +297,16 @@ def _views(given: Any, host: Any, origins: Origins, strict: bool) -> Any:
             raise ExperimentError("has no effect without views", key=f"method.views.{key}", where=place)
         return None
     found = _member(views, "views", values, "", origins, strict)
-    if not getattr(hosts.get(host.name), "needs", ()):
-        problem = f"have no effect over {host.name}, which learns from no teacher"
+    needs = extras.needs(*over)
+    if not needs & {"logits", "embedding"}:  # views stand in for these alone
+        reads = "no logits or embeddings" if needs else "no teacher"
+        problem = f"have no effect over {over[0].name}, which learns from {reads}"
         raise ExperimentError(problem, key="method.views", value=name, where=where)
     return found
 
 
 def _member(registry: Registry, part: str, given: Any, default: str, origins: Origins, strict: bool) -> Any:
-    """The config object of ``method.host`` or ``method.views``."""
+    """The config object of ``method.host``, ``method.views`` or ``method.extra.NAME``."""
     key = f"method.{part}"
     values = _mapping(given, key, origins)
     name, where = values.setdefault("name", default), origins.of(f"{key}.name")
@@ -307,7 +320,7 @@ def _member(registry: Registry, part: str, given: Any, default: str, origins: Or
     cls = registry.info(name).get("config")
     if cls is None:
         raise ExperimentError(
-            f"has no config class; register it with akd.methods.{'hosts' if part == 'host' else 'views'}"
+            f"has no config class; register it with akd.methods.{'hosts' if registry is hosts else 'views'}"
             ".register(name, config=...)",
             key=key,
             value=name,

@@ -28,7 +28,7 @@ from akd.logged import default_uri, scrubbed
 from akd.prepare import Prepared, complete, default_name, placed, prepare, study_folder
 from akd.result import StudyResult
 from akd.session import Session
-from akd.summary import closing_lines, make_result, program, runs, shown_path
+from akd.summary import closing_lines, closing_title, make_result, program, runs, shown_path
 from akd.teacher.keep import Teacher, find
 from akd.teaching import provide
 from akd.terminal import Display
@@ -361,8 +361,7 @@ class _Study:
             }
             result = replace(result, mlflow=ids)
             result.write(self.folder)
-        title = f"winner: {e.method.title}, {e.student.name}"
-        self.display.panel(title, closing_lines(result, self._ui_command()))
+        self.display.panel(closing_title(e, result), closing_lines(result, self._ui_command()))
         return result
 
     def _record_end(self, result: StudyResult) -> None:

@@ -92,7 +92,9 @@ def make_result(
         },
         champion={"test": asdict(scores(tested["champion"])), "student": str(handed)},
         gain={name: paired_gain(tested["champion"], tested[name]) for name in ready.controls},
-        effective_soft_target_weight=soft_weight(winner.method, len(ready.data.dataset.classes)),
+        effective_soft_target_weight=(
+            None if winner.method.normalise else soft_weight(winner.method, len(ready.data.dataset.classes))
+        ),
         trials=dict(Counter(r.state for r in runs(study, "trials"))),
         mlflow={},
         wall_clock_s=seconds,
@@ -100,6 +102,12 @@ def make_result(
         teacher_passes={"made": passes, "saved": 0},
         start_cost_s={"median": pauses[len(pauses) // 2], "largest": pauses[-1]} if pauses else {},
     )
+
+
+def closing_title(experiment: Experiment, result: StudyResult) -> str:
+    """What won, in words: the space may have chosen the method itself."""
+    winner = experiment.with_values(result.best_trial["parameters"])
+    return f"winner: {winner.method.title}, {winner.student.name}"
 
 
 def closing_lines(result: StudyResult, ui_command: str) -> list[str]:

@@ -22,6 +22,7 @@ import yaml
 from akd import folder as run_folder
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.logged import Logged, scrubbed
+from akd.methods.base import title
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -372,8 +373,10 @@ def _make_store(uri: str) -> None:
 
 def _method(config: Mapping[str, Any]) -> str:
     """The method in words, as :attr:`akd.methods.MethodConfig.title`."""
-    host, views = config["method"]["host"]["name"], config["method"].get("views")
-    return f"{views['name']} over {host}" if views else host
+    method = config["method"]
+    views, extra = method.get("views"), method.get("extra") or {}
+    normalise = method.get("normalise", False)
+    return title(method["host"]["name"], views["name"] if views else None, extra, normalise=normalise)
 
 
 def _head_epochs(folder: Path) -> int:
@@ -391,6 +394,12 @@ def _params(config: Mapping[str, Any], run: Run) -> dict[str, str]:
         **{f"train.{k}": config["train"][k] for k in ("epochs", "batch_size", "lr", "seed", "plan_seed")},
         **{f"method.host.{k}": v for k, v in config["method"]["host"].items()},
         **{f"method.views.{k}": v for k, v in (config["method"].get("views") or {}).items()},
+        **{
+            f"method.extra.{name}.{k}": v
+            for name, settings in (config["method"].get("extra") or {}).items()
+            for k, v in settings.items()
+        },
+        "method.normalise": config["method"].get("normalise", False),
         **run.parameters,
     }
     if run.kind == "study":

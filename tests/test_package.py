@@ -41,7 +41,7 @@ def test_training_rooms_need_torch_only() -> None:
 
 
 def test_search_and_distil_are_found_when_asked_for() -> None:
-    from akd import study
+    from akd import single, study
 
     assert akd.search is study.search
     assert akd.distil is single.distil

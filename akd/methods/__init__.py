@@ -1,8 +1,12 @@
 """Distillation methods, one file each; README.md lists them with paper and formula."""
 
 from akd.methods import angular_kd as angular_kd  # registers itself
+from akd.methods import dist as dist  # registers itself
+from akd.methods import dkd as dkd  # registers itself
 from akd.methods import kd as kd  # registers itself
+from akd.methods import mlkd as mlkd  # registers itself
 from akd.methods import none as none  # registers itself
+from akd.methods import skd as skd  # registers itself
 from akd.methods.base import Method, MethodConfig, Shapes, TeacherViews, hosts, views
 from akd.methods.compose import WithViews, create_method, soft_weight
 from akd.methods.target import hard_target_loss, soft_target
