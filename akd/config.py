@@ -20,6 +20,7 @@ from akd.data.dataset import DataConfig
 from akd.data.dataset import readers as data_readers
 from akd.errors import ExperimentError, near
 from akd.methods import MethodConfig, hosts, views
+from akd.methods.base import needs_of
 from akd.models.registry import networks
 from akd.registry import Registry
 from akd.settings import Origins, build, check_value, setting
@@ -278,8 +279,10 @@ def _views(given: Any, host: Any, origins: Origins, strict: bool) -> Any:
             raise ExperimentError("has no effect without views", key=f"method.views.{key}", where=place)
         return None
     found = _member(views, "views", values, "", origins, strict)
-    if not getattr(hosts.get(host.name), "needs", ()):
-        problem = f"have no effect over {host.name}, which learns from no teacher"
+    needs = needs_of(hosts, host)
+    if not needs & {"logits", "embedding"}:  # views stand in for these alone
+        reads = "no logits or embeddings" if needs else "no teacher"
+        problem = f"have no effect over {host.name}, which learns from {reads}"
         raise ExperimentError(problem, key="method.views", value=name, where=where)
     return found
 

@@ -15,6 +15,7 @@ hosts = Registry("method host", "akd.methods")
 views = Registry("kind of teacher views", "akd.views")
 
 #: What a method may ask of a teacher, besides ``attention:<stage>``, ``maps:<stage>`` and ``maps_preact:<stage>``.
+#: A stage is a position in ``Output.maps``: 0 is the stem, -1 the last stage.
 NEEDS = ("logits", "embedding")
 
 
@@ -58,6 +59,11 @@ class Method(nn.Module):
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError(f"{type(self).__name__} computes no terms")
+
+    @classmethod
+    def needs_of(cls, config: Any) -> frozenset[str]:
+        """``needs`` under a configuration, without building the method; overridden where settings decide."""
+        return cls.needs
 
     def weights(self) -> dict[str, float]:
         """Weight of each term in the loss."""
@@ -115,6 +121,13 @@ class TeacherViews(nn.Module):
         raise NotImplementedError
 
 
+def needs_of(registry: Registry, config: Any) -> frozenset[str]:
+    """What the member of ``registry`` that ``config`` names asks of the teacher."""
+    part = registry.get(str(config.name))
+    ask = getattr(part, "needs_of", None)
+    return ask(config) if ask else getattr(part, "needs", frozenset())
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
     """How knowledge reaches the student.
@@ -159,6 +172,5 @@ class MethodConfig:
     @property
     def needs(self) -> frozenset[str]:
         """What the teacher has to give; empty without a teacher."""
-        parts = [hosts.get(self.host_name)] + ([views.get(self.views_name)] if self.views_name else [])
-        none: frozenset[str] = frozenset()
-        return none.union(*(getattr(part, "needs", none) for part in parts))
+        parts = [needs_of(hosts, self.host)] + ([needs_of(views, self.views)] if self.views_name else [])
+        return frozenset().union(*parts)

@@ -67,5 +67,7 @@ def create_method(config: MethodConfig, shapes: Shapes, *, label_smoothing: floa
 
 def soft_weight(config: MethodConfig, num_classes: int) -> float:
     """Effective weight of soft targets of a method that need not be built; see :meth:`Method.soft_weight`."""
+    if getattr(hosts.get(config.host_name), "soft_weight", None) is Method.soft_weight:
+        return 0.0  # no soft targets; such hosts may need the widths of both networks to be built
     host = create_method(MethodConfig(host=config.host), Shapes(num_classes))
     return host.soft_weight() * (views.get(config.views_name).mass(config.views) if config.views_name else 1.0)  # type: ignore[attr-defined]

@@ -18,7 +18,9 @@ from akd.models import Output, create_model
 from akd.teacher import LiveTeacher
 
 B, C, N = 12, 7, 3
-STUDENT, TEACHER = (8, 12), (6, 10)  # channels of the stage maps of the two networks
+STUDENT, TEACHER = (4, 6, 8, 12), (5, 6, 6, 10)  # channels of the stage maps of the two networks
+SIZES = (8, 8, 4, 2)  # heights and widths of these maps
+IMAGES = 200  # in the training file
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,21 @@ SPECS = [
     Spec(angular(count=8, head="low_rank", head_rank=3, tau_angle=4.0, detach=False), draws=True),
     Spec(angular(head="projected", head_width=6, dropout_low=0.0, dropout_high=0.0, margin=0.5)),
     Spec(angular(as_released=True, head_init="across", detach=False), draws=True),
+    Spec("amd", minimal=("amd",)),
+    Spec({"host": {"name": "amd", "margin": 2.0, "scale": 8.0, "local_weight": 0.2, "stages": [1, -1]}}),
 ]
 
 
 def build(spec: Spec, seed: int = 0, same_widths: bool = False) -> Method:
     experiment = resolve({"method": spec.method, "train": spec.train})
     teacher = STUDENT if same_widths else TEACHER
-    shapes = Shapes(C, STUDENT[-1], teacher[-1], STUDENT, teacher)
+    shapes = Shapes(C, STUDENT[-1], teacher[-1], STUDENT, teacher, IMAGES)
     return create_method(experiment.method, shapes, label_smoothing=experiment.train.label_smoothing, seed=seed)
 
 
 def make_output(seed: int, channels: tuple[int, ...], dtype: torch.dtype = torch.float32, scale: float = 2.0) -> Output:
     draw = torch.Generator().manual_seed(seed)
-    before = tuple(torch.randn(B, c, 4, 4, generator=draw).to(dtype) for c in channels)
+    before = tuple(torch.randn(B, c, n, n, generator=draw).to(dtype) for c, n in zip(channels, SIZES, strict=True))
     after = tuple(F.relu(b) for b in before)
     logits = (scale * torch.randn(B, C, generator=draw)).to(dtype)
     return Output(logits, after[-1].mean((2, 3)), after, before)
@@ -175,7 +179,7 @@ class TestMethod:
         source = LiveTeacher(nets[1], build(spec).needs)
         images = torch.rand(B, 1, 8, 8)
         method = create_method(
-            resolve({"method": spec.method}).method, Shapes(C, 64, 64, (16, 16, 32, 64), (16, 16, 32, 64))
+            resolve({"method": spec.method}).method, Shapes(C, 64, 64, (16, 16, 32, 64), (16, 16, 32, 64), IMAGES)
         )
         before = {k: v.clone() for k, v in nets[1].state_dict().items()}
         teacher = with_views(spec, source(images, make_batch()))
@@ -243,7 +247,7 @@ class TestMethod:
         """Workers with unequal shares agree with one worker: mean weighted by samples, or gathered first."""
         method = build(spec).double()
         outputs = self.pair(spec, torch.float64)
-        whole = method(*outputs, make_batch())
+        whole = build(spec).double()(*outputs, make_batch())  # a method may remember what it has seen
         parts = [slice(0, 5), slice(5, B)]
         pieces = [tuple(map_output(o, lambda t, rows=rows: t[rows]) for o in outputs) for rows in parts]
         if method.relational:
@@ -256,12 +260,13 @@ class TestMethod:
             assert got[name].item() == pytest.approx(whole[name].item(), rel=1e-12), name
 
     def test_strong_view_rows_carry_no_hard_label(self, spec: Spec) -> None:
-        method, view = build(spec), (torch.arange(B) < 4).long()
+        view = (torch.arange(B) < 4).long()
         one = make_batch(view=view)
         wrong = torch.where(view == 1, (one.target + 1) % C, one.target)
         two = make_batch(view=view, target=wrong, target2=wrong)
-        a, b = method(*self.pair(spec), one), method(*self.pair(spec), two)
+        a, b = build(spec)(*self.pair(spec), one), build(spec)(*self.pair(spec), two)
         assert {k: v.item() for k, v in a.items()} == {k: v.item() for k, v in b.items()}
+        method = build(spec)
         nothing = method(*self.pair(spec), make_batch(view=torch.ones(B, dtype=torch.long)))
         assert all(term.isfinite() for term in nothing.values())
         if "ce" in nothing:
@@ -320,7 +325,7 @@ def test_registered_with_a_config_whose_defaults_build(name: str) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         config().name = "other"
     assert hosts.info(name)["summary"]
-    method = create_method(resolve({"method": name}).method, Shapes(C, 8, 8, STUDENT, STUDENT))
+    method = create_method(resolve({"method": name}).method, Shapes(C, 12, 12, STUDENT, STUDENT, IMAGES))
     assert isinstance(method, Method)
 
 
@@ -331,7 +336,7 @@ def test_views_are_registered_with_a_config_whose_defaults_build(name: str) -> N
     assert views.info(name)["summary"]
     with pytest.raises(dataclasses.FrozenInstanceError):
         config().name = "other"
-    method = create_method(resolve({"method": name}).method, Shapes(C, 8, 8, STUDENT, STUDENT))
+    method = create_method(resolve({"method": name}).method, Shapes(C, 12, 12, STUDENT, STUDENT, IMAGES))
     assert isinstance(method, WithViews)
     assert isinstance(method.views, TeacherViews)
 
