@@ -67,6 +67,8 @@ SPECS = [
     Spec(angular(as_released=True, head_init="across", detach=False), draws=True),
     Spec("amd", minimal=("amd",)),
     Spec({"host": {"name": "amd", "margin": 2.0, "scale": 8.0, "local_weight": 0.2, "stages": [1, -1]}}),
+    Spec({"host": {"name": "crd", "negatives": 50, "width": 8}}, draws=True),
+    Spec({"host": {"name": "crd", "form": "in_batch", "width": 8}}, views=True),
 ]
 
 
