@@ -3,6 +3,7 @@
 from akd.methods import amd as amd  # registers itself
 from akd.methods import angular_kd as angular_kd  # registers itself
 from akd.methods import crd as crd  # registers itself
+from akd.methods import fitnet as fitnet  # registers itself
 from akd.methods import kd as kd  # registers itself
 from akd.methods import none as none  # registers itself
 from akd.methods.base import Method, MethodConfig, Shapes, TeacherViews, hosts, views

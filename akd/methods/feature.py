@@ -87,13 +87,13 @@ def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def needs_batch(count: int, least: int, method: str) -> None:
-    """Refuse batches in which a method has nothing to compare.
+    """Refuse batches in which a method has nothing to compare, or nothing to normalise over.
 
     Raises:
         ExperimentError: fewer than ``least`` images.
     """
     if count < least:
-        problem = f"must be at least {least} for {method}, which compares the images of a batch"
+        problem = f"must be at least {least} for {method}, which looks at the images of a batch together"
         raise ExperimentError(problem, key="train.batch_size", value=count)
 
 

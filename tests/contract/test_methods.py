@@ -69,6 +69,8 @@ SPECS = [
     Spec({"host": {"name": "amd", "margin": 2.0, "scale": 8.0, "local_weight": 0.2, "stages": [1, -1]}}),
     Spec({"host": {"name": "crd", "negatives": 50, "width": 8}}, draws=True),
     Spec({"host": {"name": "crd", "form": "in_batch", "width": 8}}, views=True),
+    Spec("fitnet"),
+    Spec({"host": {"name": "fitnet", "stages": [0, -1]}}),
 ]
 
 
