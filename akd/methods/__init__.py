@@ -2,6 +2,7 @@
 
 from akd.methods import amd as amd  # registers itself
 from akd.methods import angular_kd as angular_kd  # registers itself
+from akd.methods import at as at  # registers itself
 from akd.methods import crd as crd  # registers itself
 from akd.methods import fitnet as fitnet  # registers itself
 from akd.methods import kd as kd  # registers itself

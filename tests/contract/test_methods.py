@@ -71,6 +71,7 @@ SPECS = [
     Spec({"host": {"name": "crd", "form": "in_batch", "width": 8}}, views=True),
     Spec("fitnet"),
     Spec({"host": {"name": "fitnet", "stages": [0, -1]}}),
+    Spec("at", minimal=("at",)),
 ]
 
 
