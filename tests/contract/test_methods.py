@@ -72,6 +72,8 @@ SPECS = [
     Spec("fitnet"),
     Spec({"host": {"name": "fitnet", "stages": [0, -1]}}),
     Spec("at", minimal=("at",)),
+    Spec("sp", minimal=("sp",)),
+    Spec({"host": {"name": "sp", "stages": [1, -1]}}, minimal=("sp",)),
 ]
 
 
