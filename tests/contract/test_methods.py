@@ -74,6 +74,8 @@ SPECS = [
     Spec("at", minimal=("at",)),
     Spec("sp", minimal=("sp",)),
     Spec({"host": {"name": "sp", "stages": [1, -1]}}, minimal=("sp",)),
+    Spec("rkd", minimal=("rkd_distance", "rkd_angle")),
+    Spec("rkd", views=True),
 ]
 
 
