@@ -3,7 +3,7 @@
 Both networks' embeddings go through a trained linear layer each and are given length 1: u of the student, v of the
 teacher. The student is to tell its own image's teacher from that of others, and the teacher's layer likewise.
 
-Memory bank, as published (equations 10, 18 and 19, noise-contrastive). Two banks hold u and v of every image as it was
+Memory bank, as published (section 3, noise-contrastive). Two banks hold u and v of every image as it was
 last seen. With s the dot products of u_i with the teacher's bank (and of v_i with the student's), the positive s+ of
 image i itself and K negatives s- of other classes,
 

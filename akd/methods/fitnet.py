@@ -1,6 +1,6 @@
 """FitNets: the student's map, through a regressor, is to equal the teacher's (Romero et al. 2015, arXiv:1412.6550).
 
-    L = sum over stages of mean (r(F_s) - F_t)^2        (equation 3)
+    L = sum over stages of mean (r(F_s) - F_t)^2        (section 2.2)
 
 r is a 1x1 convolution to the teacher's channels with batch normalisation and ReLU, because teacher maps are read behind
 theirs. Maps of different sizes are pooled to the smaller before it (the paper chooses a kernel size that fits). As in

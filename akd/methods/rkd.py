@@ -3,10 +3,10 @@
     distance = mean_ij  huber(d_ij / mu,  same of the teacher),     d_ij = |x_i - x_j|, mu its mean over i != j
     angle    = mean_ijk huber(cos of the angle at i between j and k,  same of the teacher)
 
-over the embeddings x of a batch (equations 6 to 9; huber(a, b) = (a - b)^2 / 2 where |a - b| <= 1, else |a - b| - 1/2).
-As in the released code the means count all B^2 and B^3 combinations, those of an image with itself are 0: the published
-weights of 25 and 50 go with that. Equal embeddings have no direction: their angles count 0 and carry no gradient, where
-the released code divides by a floor of 1e-12. Memory and time of the angles grow with B^3.
+over the embeddings x of a batch (sections 3.2.1 and 3.2.2; huber(a, b) = (a - b)^2 / 2 where |a - b| <= 1, else
+|a - b| - 1/2). As in the released code the means count all B^2 and B^3 combinations, those of an image with itself are
+0: the published weights of 25 and 50 go with that. Equal embeddings have no direction: their angles count 0 and carry
+no gradient, where the released code divides by a floor of 1e-12. Memory and time of the angles grow with B^3.
 """
 
 from __future__ import annotations

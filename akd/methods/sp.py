@@ -1,6 +1,6 @@
 """SP: similarity-preserving distillation (Tung and Mori 2019, arXiv:1907.09682).
 
-    L = |G_s - G_t|_F^2 / B^2,      G = rows of Q Q^T, each over its length        (equations 2 to 4)
+    L = |G_s - G_t|_F^2 / B^2,      G = rows of Q Q^T, each over its length        (section 3)
 
 Q [B, C H W] holds the flattened maps of a batch. Images that excite the teacher alike are to excite the student alike,
 whatever channels and sizes the two have, so nothing has to be aligned. Summed over stages; published: the last one.
