@@ -76,6 +76,8 @@ SPECS = [
     Spec({"host": {"name": "sp", "stages": [1, -1]}}, minimal=("sp",)),
     Spec("rkd", minimal=("rkd_distance", "rkd_angle")),
     Spec("rkd", views=True),
+    Spec("reviewkd"),
+    Spec({"host": {"name": "reviewkd", "preact": False, "warmup": 0, "stages": [-1, 1]}}, views=True),
 ]
 
 
