@@ -10,6 +10,7 @@ from akd.methods import none as none  # registers itself
 from akd.methods import reviewkd as reviewkd  # registers itself
 from akd.methods import rkd as rkd  # registers itself
 from akd.methods import sp as sp  # registers itself
+from akd.methods import vid as vid  # registers itself
 from akd.methods.base import Method, MethodConfig, Shapes, TeacherViews, hosts, views
 from akd.methods.compose import WithViews, create_method, soft_weight
 from akd.methods.target import embedding_target, hard_target_loss, soft_target

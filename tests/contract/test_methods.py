@@ -78,6 +78,8 @@ SPECS = [
     Spec("rkd", views=True),
     Spec("reviewkd"),
     Spec({"host": {"name": "reviewkd", "preact": False, "warmup": 0, "stages": [-1, 1]}}, views=True),
+    Spec("vid"),
+    Spec({"host": {"name": "vid", "stages": [1]}}),
 ]
 
 
