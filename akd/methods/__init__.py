@@ -7,6 +7,7 @@ from akd.methods import crd as crd  # registers itself
 from akd.methods import fitnet as fitnet  # registers itself
 from akd.methods import kd as kd  # registers itself
 from akd.methods import none as none  # registers itself
+from akd.methods import pkt as pkt  # registers itself
 from akd.methods import reviewkd as reviewkd  # registers itself
 from akd.methods import rkd as rkd  # registers itself
 from akd.methods import sp as sp  # registers itself

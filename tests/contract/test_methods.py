@@ -80,6 +80,7 @@ SPECS = [
     Spec({"host": {"name": "reviewkd", "preact": False, "warmup": 0, "stages": [-1, 1]}}, views=True),
     Spec("vid"),
     Spec({"host": {"name": "vid", "stages": [1]}}),
+    Spec("pkt", views=True),
 ]
 
 
