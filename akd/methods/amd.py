@@ -27,7 +27,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from akd.data.batch import Batch
-from akd.errors import ExperimentError
 from akd.methods.base import Shapes, hosts
 from akd.methods.feature import FeatureHost, channels, energy, needs_of_stages, same_size
 from akd.models.output import Output
@@ -66,6 +65,10 @@ def _gap(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(F.normalize(student.flatten(2), dim=2), F.normalize(teacher.flatten(2), dim=2))
 
 
+def _halves(side: int) -> list[slice]:
+    return [slice(side // 2), slice(side // 2, side)] if side > 1 else [slice(side)]
+
+
 def amd_loss(
     student_map: Tensor, teacher_map: Tensor, margin: float = 1.35, scale: float = 64.0, local_weight: float = 0.0
 ) -> Tensor:
@@ -76,26 +79,13 @@ def amd_loss(
             the larger is pooled to the smaller.
         margin: m, 1 without any; monotone up to 2.
         scale: s.
-        local_weight: share of the four quarters; 0.2 as released.
-
-    Raises:
-        ExperimentError: quarters of a map that has only one row or column.
+        local_weight: share of the four quarters; 0.2 as released. A side of one pixel is not halved.
     """
     student, teacher = (angular_maps(x, margin, scale) for x in same_size(energy(student_map), energy(teacher_map)))
     if not local_weight:
         return _gap(student, teacher)
-    h, w = student.shape[2:]
-    if min(h, w) < 2:
-        raise ExperimentError(
-            f"a map of {h}x{w} has no quarters; set it to 0 or choose other stages",
-            key="method.host.local_weight",
-            value=local_weight,
-        )
-    quarters = [
-        _gap(student[:, :, rows, columns], teacher[:, :, rows, columns])
-        for rows in (slice(h // 2), slice(h // 2, h))
-        for columns in (slice(w // 2), slice(w // 2, w))
-    ]
+    rows, columns = (_halves(side) for side in student.shape[2:])
+    quarters = [_gap(student[:, :, r, c], teacher[:, :, r, c]) for r in rows for c in columns]
     return (1 - local_weight) * _gap(student, teacher) + local_weight * torch.stack(quarters).mean()
 
 

@@ -65,7 +65,7 @@ class CRDConfig:
     weight: float = setting(0.8, low=0, help="weight of the contrast; searched in 0.1 to 3, log")
     ce_weight: float = setting(1.0, low=0, help="weight of the hard-label term")
     form: str = setting(
-        "bank", choices=["bank", "in_batch"], help="negatives from a memory bank of all images, or from the batch"
+        "bank", choices=["bank", "batch"], help="negatives from a memory bank of all images, or from the batch"
     )
     negatives: int = setting(
         16384, low=1, when=("form", "bank"), help="K of each image; searched in 1024 to 16384, log"

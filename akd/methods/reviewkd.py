@@ -11,7 +11,7 @@ fused map y of the level below it (attention-based fusion):
 y is brought to x's size and y' to the teacher's by nearest neighbours; the deepest level has nothing to fuse. z is
 compared with the teacher's map before its ReLU (hierarchical context loss): mean squared differences of the
 maps as they are and pooled to 4x4, 2x2 and 1x1 as far as these are smaller, with weights 1, 1/2, 1/4 and 1/8 over
-their sum; summed over levels. x is the student's map after its ReLU. The term grows linearly over ``warmup`` epochs.
+their sum; summed over levels. x is the student's map after its ReLU. The term grows linearly over ``ramp_epochs``.
 
 The published weight differs from pair to pair: 5 for ResNet-32x4 to 8x4, up to 30 for MobileNetV2. The fusion
 normalises over the batch, so several workers look at the global one.
@@ -88,7 +88,7 @@ class ReviewKDConfig:
     name: str = setting("reviewkd", choices=["reviewkd"])
     weight: float = setting(5.0, low=0, help="weight of the sum over levels; searched in 0.5 to 30, log")
     ce_weight: float = setting(1.0, low=0, help="weight of the hard-label term")
-    warmup: int = setting(20, low=0, help="epochs over which the weight grows linearly; searched in 0 to 40")
+    ramp_epochs: int = setting(20, low=0, help="epochs over which the weight grows linearly; searched in 0 to 40")
     preact: bool = setting(
         True, help="teacher maps before their ReLU; false for a teacher that gives only those after it"
     )
@@ -120,7 +120,8 @@ class ReviewKD(FeatureHost):
     def compare(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         needs_batch(len(student.embedding), 2, "reviewkd")
         maps = teacher.maps_preact if self.config.preact else teacher.maps
-        assert maps is not None
+        if maps is None:
+            raise ValueError("reviewkd was not given the teacher's maps before their ReLU")
         mine = [student.embedding[..., None, None], *(student.maps[k] for k in self.stages)]
         theirs = [embedding_target(teacher)[..., None, None], *(maps[k] for k in self.stages)]
         fused: Tensor | None = None
@@ -128,5 +129,8 @@ class ReviewKD(FeatureHost):
         for fusion, x, target in zip(self.fusions, mine, theirs, strict=True):
             fused, found = fusion(x, fused, target.shape[2:])
             losses.append(context_loss(found, target))
-        ramp = min(1.0, batch.epoch / self.config.warmup) if self.config.warmup else 1.0
-        return {"reviewkd": ramp * torch.stack(losses).sum()}
+        return {"reviewkd": self.ramps(batch.epoch)["reviewkd"] * torch.stack(losses).sum()}
+
+    def ramps(self, epoch: int) -> dict[str, float]:
+        """What the term is multiplied by in an epoch."""
+        return {"reviewkd": min(1.0, epoch / max(1, self.config.ramp_epochs))}

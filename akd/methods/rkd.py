@@ -54,8 +54,8 @@ class RKDConfig:
     """Settings of relational distillation."""
 
     name: str = setting("rkd", choices=["rkd"])
-    distance_weight: float = setting(25.0, low=0, help="weight of the distances; searched in 2.5 to 250, log")
-    angle_weight: float = setting(50.0, low=0, help="weight of the angles; searched in 5 to 500, log")
+    weight: float = setting(25.0, low=0, help="weight of the distances; searched in 2.5 to 250, log")
+    angle: float = setting(2.0, low=0, help="times that is the weight of the angles; searched in 0.2 to 20, log")
     ce_weight: float = setting(1.0, low=0, help="weight of the hard-label term")
 
 
@@ -69,8 +69,8 @@ class RKD(FeatureHost):
     def compare(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         needs_batch(len(student.embedding), 2, "rkd")
         distance, angle = rkd_loss(student.embedding, embedding_target(teacher))
-        return {"rkd_distance": distance, "rkd_angle": angle}
+        return {"distance": distance, "angle": angle}
 
     def weights(self) -> dict[str, float]:
         config: Any = self.config
-        return {"ce": config.ce_weight, "rkd_distance": config.distance_weight, "rkd_angle": config.angle_weight}
+        return {"ce": config.ce_weight, "distance": config.weight, "angle": config.weight * config.angle}

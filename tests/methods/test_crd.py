@@ -90,7 +90,7 @@ class SlowBanks:
 
 class TestInBatch:
     def test_against_the_literal_sum(self) -> None:
-        method, pair = build(form="in_batch", temperature=0.2), outputs(8)
+        method, pair = build(form="batch", temperature=0.2), outputs(8)
         got = method(*pair, make_batch(8))["crd"]
         want = slow_in_batch(*embedded(method, *pair), [i % 3 for i in range(8)], 0.2)
         assert float(got) == pytest.approx(want, rel=1e-9)
@@ -108,22 +108,22 @@ class TestInBatch:
 
     def test_without_negatives_it_is_zero(self) -> None:
         """One image, or images of one class: allowed, and nothing to learn."""
-        method = build(form="in_batch")
+        method = build(form="batch")
         for rows in (1, 4):
             assert float(method(*outputs(rows), make_batch(rows, classes=1))["crd"]) == 0
 
     def test_two_views_of_an_image_are_no_negatives(self) -> None:
         """Rows 0 to 2 are the standard, rows 3 to 5 the strong view of the same images, whose class is not told."""
-        method, pair = build(form="in_batch", temperature=0.2), outputs(6)
+        method, pair = build(form="batch", temperature=0.2), outputs(6)
         index, view = torch.arange(6) % 3, (torch.arange(6) >= 3).long()
         got = method(*pair, make_batch(6, index=index, view=view, views=2))["crd"]
         u, v = embedded(method, *pair)
         assert float(got) == pytest.approx(slow_in_batch(u, v, index.tolist(), 0.2), rel=1e-9)
 
     def test_has_no_bank_and_refuses_its_settings(self) -> None:
-        assert "banks" not in {name.split(".")[0] for name in build(images=0, form="in_batch").state_dict()}
-        with pytest.raises(ExperimentError, match="has no effect while form is 'in_batch'"):
-            resolve({"method": {"host": {"name": "crd", "form": "in_batch", "negatives": 100}}})
+        assert "banks" not in {name.split(".")[0] for name in build(images=0, form="batch").state_dict()}
+        with pytest.raises(ExperimentError, match="has no effect while form is 'batch'"):
+            resolve({"method": {"host": {"name": "crd", "form": "batch", "negatives": 100}}})
 
 
 class TestBanks:
@@ -215,7 +215,7 @@ class TestBanks:
             build(images=0)
 
 
-@pytest.mark.parametrize("form", ["bank", "in_batch"])
+@pytest.mark.parametrize("form", ["bank", "batch"])
 def test_the_teacher_side_is_the_mean_of_the_ensemble(form: str) -> None:
     settings: dict[str, Any] = {"form": form} | ({"negatives": 6} if form == "bank" else {})
     student, teacher = outputs(5)

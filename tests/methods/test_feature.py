@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 from akd.config import resolve
+from akd.data import DataConfig, load, split
 from akd.errors import ExperimentError
+from akd.fit import fit, metrics_equal
 from akd.methods import embedding_target, soft_weight
 from akd.methods.base import MethodConfig, hosts
 from akd.methods.feature import energy, needs_batch, same_size, unlike
 from akd.methods.precision import wide
-from akd.models import Output
+from akd.models import Output, seeded_model
+from akd.teacher import LiveTeacher
 from tests.methods.slow import draw, make_batch, pooled
 
 
@@ -92,3 +98,25 @@ def test_needs_of_a_host_that_is_a_plain_function_are_read_from_it() -> None:
 
 def test_hosts_without_soft_targets_have_no_soft_weight_before_the_widths_are_known() -> None:
     assert soft_weight(resolve({"method": "amd"}).method, 10) == 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "host", [{"name": "crd", "negatives": 64}, {"name": "fitnet"}, {"name": "reviewkd"}], ids=lambda h: h["name"]
+)
+def test_what_a_method_keeps_survives_an_interruption(host: dict[str, Any], precision: str, tmp_path: Path) -> None:
+    """Memory banks and batch statistics: a run that goes on after its first epoch has the bits of a whole one."""
+    config = DataConfig(subset=160)
+    data = split(config, load(config))
+    settings = {"method": {"host": host}, "train": {"epochs": 2, "batch_size": 32, "precision": precision}}
+    experiment = resolve(settings)
+
+    def run(**kw: Any) -> list[dict[str, float]]:
+        source = LiveTeacher(seeded_model("wrn_16_1", 10, seed=7, in_channels=1), experiment.method.needs)
+        return fit(experiment, data, source, **kw).history
+
+    whole = run(report=lambda record: record.state.save(tmp_path, keep=9) and None)
+    resumed = run(start=tmp_path / "epoch_000001")
+    assert len(whole) == len(resumed) == 2
+    assert all(map(metrics_equal, whole, resumed))
+    assert whole[0][f"loss/{host['name']}"] != whole[1][f"loss/{host['name']}"]

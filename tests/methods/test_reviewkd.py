@@ -124,7 +124,7 @@ def slow_review(
 )
 def test_against_the_literal_sum(preact: bool, sizes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     """Stages are named in any order and reviewed from the deep end."""
-    method = build(preact=preact, stages=[-2, -1], warmup=0)
+    method = build(preact=preact, stages=[-2, -1], ramp_epochs=0)
     student, teacher = make_output(3, (3, 4, 6), sizes[0]), make_output(3, (2, 2, 5, 8), sizes[1], seed=9)
     maps = teacher.maps_preact if preact else teacher.maps
     got = method(student, teacher, make_batch(3))["reviewkd"]
@@ -155,12 +155,19 @@ def test_gradient_through_the_fusion() -> None:
 
 
 def test_the_weight_grows_over_the_warm_up() -> None:
-    method = build(warmup=4)
+    method = build(ramp_epochs=4)
     student, teacher = make_output(3, (3, 4, 6), (8, 4, 2)), make_output(3, (2, 2, 5, 8), (8, 8, 4, 2))
-    full = float(build(warmup=0)(student, teacher, make_batch(3))["reviewkd"])
+    full = float(build(ramp_epochs=0)(student, teacher, make_batch(3))["reviewkd"])
     for epoch, share in ((1, 0.25), (3, 0.75), (4, 1.0), (9, 1.0)):
         got = float(method(student, teacher, make_batch(3, epoch=epoch))["reviewkd"])
         assert got == pytest.approx(share * full, rel=1e-12)
+        assert method.ramps(epoch) == {"reviewkd": share}
+
+
+def test_maps_that_were_not_given_are_named() -> None:
+    student, teacher = make_output(3, (3, 4, 6), (8, 4, 2)), make_output(3, (2, 2, 5, 8), (8, 8, 4, 2))
+    with pytest.raises(ValueError, match="was not given the teacher's maps before their ReLU"):
+        build()(student, teacher._replace(maps_preact=None), make_batch(3))
 
 
 def test_needs_weights_and_ensemble() -> None:

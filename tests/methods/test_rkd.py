@@ -87,14 +87,14 @@ def test_is_computed_in_float32_under_autocast() -> None:
 
 
 def test_terms_weights_and_ensemble() -> None:
-    settings = {"name": "rkd", "distance_weight": 3, "angle_weight": 5}
+    settings = {"name": "rkd", "weight": 3, "angle": 0.5}
     method = create_method(resolve({"method": {"host": settings}}).method, Shapes(3, 4, 6))
-    assert method.weights() == {"ce": 1.0, "rkd_distance": 3.0, "rkd_angle": 5.0}
+    assert method.weights() == {"ce": 1.0, "distance": 3.0, "angle": 1.5}
     student, teacher, views = draw(5, 4, seed=1), draw(5, 6, seed=2), draw(5, 2, 6, seed=3)
     seen = Output(teacher, teacher, view_embeddings=views, view_weights=torch.tensor([1.0, 0.5, 0.5]))
     terms = method(Output(draw(5, 3), student), seen, make_batch(5))
     want = slow_rkd(student, (teacher + 0.5 * views.sum(1)) / 2)
-    assert [float(terms[k]) for k in ("rkd_distance", "rkd_angle")] == pytest.approx(want, rel=1e-9)
+    assert [float(terms[k]) for k in ("distance", "angle")] == pytest.approx(want, rel=1e-9)
 
 
 def test_one_image_is_refused() -> None:
