@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from akd.config import resolve
 from akd.data import Batch
@@ -257,6 +258,13 @@ class TestMethod:
         build(spec)(*self.pair(spec), make_batch())
         assert torch.equal(torch.get_rng_state(), before)
 
+    def test_a_step_reads_nothing_back_from_the_device(self, spec: Spec) -> None:
+        """On a GPU each such read waits for everything that is queued."""
+        method, (student, teacher) = build(spec), self.pair(spec)
+        student, batch = leaves(student), make_batch()
+        with NoReads():
+            total(method, method(student, teacher, batch)).backward()
+
     def test_one_piece_or_two_unequal_parts(self, spec: Spec) -> None:
         """Workers with unequal shares agree with one worker: mean weighted by samples, or gathered first."""
         method = build(spec).double()
@@ -315,6 +323,26 @@ class TestMethod:
             alone, beside = method(student, None, make_batch()), method(student, teacher, make_batch())
             assert {k: v.item() for k, v in alone.items()} == {k: v.item() for k, v in beside.items()}
             assert method.soft_weight() == 0
+
+
+class NoReads(TorchDispatchMode):
+    """Refuses operations whose result, or its shape, the host has to wait for."""
+
+    READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in self.READS, name
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            assert all(i is None or i.dtype == torch.long for i in args[1]), "an index of truth values"
+        return func(*args, **(kwargs or {}))
+
+
+def test_reads_are_noticed() -> None:
+    x = torch.arange(3.0, requires_grad=True)
+    for read in (lambda: x.sum().item(), lambda: x[x > 1], lambda: bool(x.sum() > 0), lambda: (x > 1).nonzero()):
+        with pytest.raises(AssertionError), NoReads():
+            read()
 
 
 def gather(*parts: Output) -> Output:
