@@ -87,15 +87,15 @@ class MemoryBanks(nn.Module):
 
     @torch.no_grad()
     def _enter(self, batch: Batch, label: Tensor) -> None:
-        """Note which images have been seen, in their order, and their labels; a second view repeats the first."""
-        rows = len(batch.index) // batch.views
-        index, label = batch.index[:rows], label[:rows]
-        known, spare = self.labels[index], len(self.labels)
-        new = known == UNSEEN
+        """Note which images have been seen, in their order, and their labels."""
+        index, source = _once(batch)
+        label, known, spare = label[source], self.labels[index], len(self.labels)
+        unseen = known == UNSEEN
+        new = unseen & (source == torch.arange(len(source), device=source.device))
         self.order[torch.where(new, self.count + new.cumsum(0) - 1, spare)] = index
         self.order[spare] = 0
         self.count += new.sum()
-        self.labels[index] = torch.where((label == UNKNOWN) & ~new, known, label)
+        self.labels[index] = torch.where((label == UNKNOWN) & ~unseen, known, label)
 
     def _draw(self, batch: Batch, negatives: int) -> Tensor:
         """[B, K] images among those seen: random, or in evaluation evenly spaced ones."""
@@ -108,11 +108,20 @@ class MemoryBanks(nn.Module):
 
     @torch.no_grad()
     def _update(self, student: Tensor, teacher: Tensor, batch: Batch) -> None:
-        rows = len(batch.index) // batch.views
+        index, source = _once(batch)
         for bank, new in ((self.student, student), (self.teacher, teacher)):
-            index = batch.index[:rows]
-            mixed = self.momentum * bank[index].to(new.dtype) + (1 - self.momentum) * new[:rows]
+            mixed = self.momentum * bank[index].to(new.dtype) + (1 - self.momentum) * new[source]
             bank[index] = F.normalize(mixed, dim=1).to(bank.dtype)
+
+
+def _once(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Images of the first view, and for each the first row that shows it.
+
+    A second view repeats the first's images. Augmentations that pick may show one image in several rows; what is
+    written for it must not depend on which row comes last.
+    """
+    index = batch.index[: len(batch.index) // batch.views]
+    return index, (index[:, None] == index).int().argmax(1)
 
 
 def scores(query: Tensor, bank: Tensor, own: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:

@@ -70,7 +70,7 @@ class CRDConfig:
     negatives: int = setting(
         16384, low=1, when=("form", "bank"), help="K of each image; searched in 1024 to 16384, log"
     )
-    momentum: float = setting(0.5, low=0, below=1, when=("form", "bank"), help="share of the old entry that stays")
+    momentum: float = setting(0.5, low=0, below=1, when=("form", "bank"), help="how much of an old entry survives")
     temperature: float = setting(0.07, above=0, help="t of the contrast; searched in 0.03 to 0.2, log")
     width: int = setting(128, low=1, help="features both embeddings are mapped to")
 

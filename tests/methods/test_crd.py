@@ -200,6 +200,20 @@ class TestBanks:
         method(*outputs(2), make_batch(2, index=torch.tensor([4, 7]), view=torch.ones(2, dtype=torch.long)))
         assert method.banks.labels[[4, 7]].tolist() == [0, UNKNOWN]
 
+    def test_an_image_in_several_rows_is_entered_once_with_the_first(self) -> None:
+        """Augmentations that pick candidates may show one image twice in the first view."""
+        method, whole = build(negatives=4), build(negatives=4)
+        index, (student, teacher) = torch.tensor([6, 2, 6, 6, 9]), outputs(5)
+        method(student, teacher, make_batch(5, index=index))
+        assert int(method.banks.count) == 3
+        assert method.banks.order[:4].tolist() == [6, 2, 9, 0]
+        assert method.banks.labels[[6, 2, 9]].tolist() == [0, 1, 1]
+        once = torch.tensor([0, 1, 4])
+        some = (Output(o.logits[once], o.embedding[once]) for o in (student, teacher))
+        whole(*some, make_batch(3, index=index[once]))
+        assert torch.equal(method.banks.student, whole.banks.student)
+        assert torch.equal(method.banks.teacher, whole.banks.teacher)
+
     def test_goes_on_from_a_checkpoint(self) -> None:
         """Banks, what has been seen and Z survive the file format of checkpoints."""
         one, two = build(negatives=6), build(negatives=6)
