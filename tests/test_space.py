@@ -259,7 +259,7 @@ class TestShipped:
         if small.needs_teacher:
             own = as_experiment(small)
             own = replace(own, train=replace(small.train, ema=0.0))
-            source = LiveTeacher(fit(own, data, None).student)
+            source = LiveTeacher(fit(own, data, None).student, small.method.needs)
         result = fit(small, data, source)
         assert result.epochs_run == 1
         assert all(torch.isfinite(p).all() for p in result.student.parameters())

@@ -17,6 +17,7 @@ hosts = Registry("method host", "akd.methods")
 views = Registry("kind of teacher views", "akd.views")
 
 #: What a method may ask of a teacher, besides ``attention:<stage>``, ``maps:<stage>`` and ``maps_preact:<stage>``.
+#: A stage is a position in ``Output.maps``: 0 is the stem, -1 the last stage.
 NEEDS = ("logits", "embedding")
 
 

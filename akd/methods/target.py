@@ -1,4 +1,4 @@
-"""Targets: the hard label of a (possibly mixed) batch, and the one way hosts get soft targets."""
+"""Targets: the hard label of a (possibly mixed) batch, and the one way hosts get soft targets and embeddings."""
 
 from __future__ import annotations
 
@@ -56,6 +56,22 @@ def soft_target(teacher: Output, temperature: float, *, standardise: bool = Fals
         weights = teacher.view_weights.to(members.dtype)
     mass = weights.sum()
     return torch.logsumexp(members + (weights / mass).log()[:, None], dim=1), mass
+
+
+def embedding_target(teacher: Output) -> Tensor:
+    """The teacher's embedding [B, D], or the weighted mean of its own and its views'.
+
+    Weights are divided by their sum: hosts compare lengths, so an ensemble of larger mass must not be a longer vector.
+    In float32 at least.
+    """
+    own = teacher.embedding.to(torch.promote_types(teacher.embedding.dtype, torch.float32))
+    if teacher.view_embeddings is None:
+        return own
+    members = torch.cat([own[:, None], teacher.view_embeddings.to(own.dtype)], dim=1)
+    if teacher.view_weights is None:
+        return members.mean(1)
+    weights = teacher.view_weights.to(own.dtype)
+    return (members * (weights / weights.sum())[:, None]).sum(1)
 
 
 def hard_target_loss(logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:

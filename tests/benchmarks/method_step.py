@@ -29,6 +29,7 @@ from akd.errors import ExperimentError
 from akd.fit import TrainState, _train_epoch, shapes_of
 from akd.methods import create_method, hosts, views
 from akd.models import list_models, seeded_model
+from akd.step import Stepper
 from akd.teacher import LiveTeacher
 from akd.world import ALONE
 
@@ -120,7 +121,8 @@ def build(method: Any, student: str, source: GivenTeacher, data: TrainData, devi
     built = create_method(experiment.method, shapes).to(device)
     loader = DeviceLoader(data, batch_size=BATCH, seed=0, plan_seed=0, device=device, dtype=torch.float32, world=ALONE)
     state = TrainState(experiment.train, net, built, device)
-    return state, loader, source if experiment.method.needs else None
+    given = source if experiment.method.needs else None
+    return state, loader, Stepper(net, built, given, world=ALONE, amp=device.type == "cuda")
 
 
 def compare(student: str, only: list[str], rounds: int, steps: int, device: torch.device) -> None:
@@ -140,8 +142,8 @@ def compare(student: str, only: list[str], rounds: int, steps: int, device: torc
             print(f"{student:<12} {teacher:<11} {row:<28} left out: {error}", flush=True)
     seconds: dict[str, list[float]] = {row: [] for row in runs}
     for epoch in range(1, rounds + 2):  # the first round warms up
-        for row, (state, loader, given) in runs.items():
-            metrics = _train_epoch(state, loader, given, epoch, device.type == "cuda", ALONE)
+        for row, (state, loader, stepper) in runs.items():
+            metrics = _train_epoch(state, loader, stepper, epoch)
             if epoch > 1:
                 seconds[row].append(metrics["time/epoch_s"] / steps)
     for row, times in seconds.items():
