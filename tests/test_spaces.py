@@ -36,8 +36,7 @@ class TestShipped:
         teacher = seeded_model(experiment.teacher.name, 10, seed=0, in_channels=1)
         for _ in range(4):
             full = experiment.with_values(space(study.ask()))
-            views = full.method.views
-            if views is not None and views.head_warmup_epochs > 1:
+            if full.method.warmup_epochs > 1:
                 full = full.with_values({"method.views.head_warmup_epochs": 1})
             full = replace(full, train=replace(full.train, epochs=1))
             few = replace(data, train=data.train[: 2 * full.train.batch_size])
