@@ -337,3 +337,15 @@ class TestInTraining:
         assert heads[-1]["views/accuracy"] > 0.5 > heads[0]["views/accuracy"]
         assert {"views/accuracy", "views/target_accuracy", "loss/views/granularity_1"} <= result.history[0].keys()
         assert "loss/views/branch_kd" not in result.history[0]
+
+    @pytest.mark.parametrize("precision", ["bfloat16", "float64"])
+    @pytest.mark.parametrize("heads", [0, 1])
+    def test_other_precisions_than_the_teachers(self, data: TrainData, precision: str, heads: int) -> None:
+        net = seeded_model("resnet8", 10, seed=3, in_channels=1)
+        # A small rate: after two epochs the runs are still close.
+        kw = {"lr": 0.002, "weight_decay": 5e-4}
+        result, wide = (
+            fit(experiment(heads, precision=p, **kw), data, LiveTeacher(net)) for p in (precision, "float32")
+        )
+        for name in ("loss/kd", "loss/views/granularity_1", "loss/views/granularity_2"):
+            assert result.history[-1][name] == pytest.approx(wide.history[-1][name], rel=0.05, abs=1e-4), name

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from akd import checkpoint
 from akd.config import resolve
-from akd.data import Batch
+from akd.data import Batch, DataConfig, load, split
 from akd.data.batch import rand
 from akd.errors import ExperimentError
+from akd.fit import fit, metrics_equal
 from akd.methods import Shapes, WithViews, create_method, soft_weight
 from akd.methods.tekap import perturb
-from akd.models import Output
+from akd.models import Output, seeded_model
+from akd.teacher import LiveTeacher
 
 B, C, D, N = 5, 6, 4, 3
 
@@ -168,3 +172,17 @@ def test_effective_weight_of_soft_targets(settings: dict[str, Any], mass: float)
 def test_a_setting_without_effect() -> None:
     with pytest.raises(ExperimentError, match=r"embedding_noise.*needs noisy: embedding or both"):
         make(embedding_noise=0.5)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float64", "float32"])
+def test_in_training(precision: str, tmp_path: Path) -> None:
+    """The loop's other precisions, and resuming: the noise hangs on seed, epoch and step."""
+    config = DataConfig(subset=200)
+    data, net = split(config, load(config)), seeded_model("resnet8", 10, seed=3, in_channels=1)
+    e = resolve({"method": "tekap", "train": {"epochs": 2, "lr": 0.05, "precision": precision}})
+    whole = fit(e, data, LiveTeacher(net), report=lambda record: record.state.save(tmp_path, keep=9) and None)
+    assert whole.history[-1]["views/agreement"] > 0
+    assert whole.history[-1]["views/soft_weight"] == pytest.approx(0.9 * 16 * 3.4, rel=1e-6)
+    resumed = fit(e, data, LiveTeacher(net), start=checkpoint.all_checkpoints(tmp_path)[0])
+    assert all(map(metrics_equal, resumed.history, whole.history))
+    assert len(resumed.history) == 2
