@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from akd.errors import ExperimentError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from akd.data.dataset import DataConfig
     from akd.evaluation import Asked, Network
 
 DESCRIPTION = (
@@ -162,6 +163,17 @@ def _whole(flag: str, text: str, low: int) -> int:
     return value
 
 
+def _data(args: argparse.Namespace) -> DataConfig:
+    from akd.data.dataset import DataConfig
+    from akd.settings import Origins, build
+    from akd.yamlfile import parse_value
+
+    values = {"name": args.data, "dir": args.data_dir}
+    if args.image_size is not None:
+        values["image_size"] = parse_value(args.image_size)
+    return build(DataConfig, values, prefix="data", origins=Origins({"data.image_size": "--image-size"}))
+
+
 def evaluate(args: argparse.Namespace) -> Report:
     """Open everything that was named, then measure: a mistake is told before the work."""
     import torch
@@ -175,19 +187,14 @@ def evaluate(args: argparse.Namespace) -> Report:
     if args.transfer_dir and not args.transfer:
         raise ExperimentError("has no effect without --transfer", key="--transfer-dir", value=args.transfer_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    data = DataConfig(name=args.data, dir=args.data_dir)
-    if args.image_size is not None:
-        if args.data != "imagefolder":
-            raise ExperimentError("has an effect with --data imagefolder only", key="--image-size")
-        data = replace(data, image_size=_whole("--image-size", args.image_size, 8))
-    dataset = load(sized_for(data, asked))
+    dataset = load(sized_for(_data(args), asked))
     networks = [open_network(a, dataset, device) for a in asked]
     teacher = None if teacher_asked is None else open_network(teacher_asked, dataset, device)
     settings: dict[str, Any] = {"noise": list(noise), "noise_seed": seed} if noise else {}
     settings |= {"teacher": teacher.name} if teacher else {}
     other = None
     if args.transfer:
-        other = load(DataConfig(name=args.transfer, dir=args.transfer_dir))
+        other = load(DataConfig(name=args.transfer, dir=args.transfer_dir, image_size=dataset.size[0]))
         settings["transfer"] = args.transfer
         for network in networks:
             probe.check(other, network)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from akd.data.dataset import Dataset, stratified
-from akd.data.loader import evaluation_batch, gather
+from akd.data.loader import batch_of, gather
 from akd.errors import ExperimentError
 from akd.evaluation import Network
 
@@ -44,7 +44,7 @@ def features(network: Network, dataset: Dataset, images: Tensor, device: torch.d
     Grey images are repeated for a network of colour images; other sizes are resampled (bilinear, antialiased).
     """
     found = []
-    for rows in torch.arange(len(images)).split(min(evaluation_batch(dataset), 512)):
+    for rows in torch.arange(len(images)).split(min(batch_of(*dataset.size), batch_of(*network.size))):
         batch = dataset.plain(gather(images, rows, torch.device(device)))
         if batch.shape[1] != network.channels:
             batch = batch.expand(-1, network.channels, -1, -1)

@@ -18,7 +18,7 @@ from akd.config import resolve
 from akd.data import load, split
 from akd.data.dataset import DataConfig, Dataset, readers
 from akd.evaluate_verb import titles
-from akd.evaluation import Asked, evaluate_model, evaluate_networks, open_network, sized_for
+from akd.evaluation import Asked, Network, evaluate_model, evaluate_networks, open_network, sized_for
 from akd.folder import Run, create, export
 from akd.logged import default_uri
 from akd.models import seeded_model
@@ -269,6 +269,33 @@ def test_transfer_of_a_network_of_colour_images_to_grey_ones_of_another_size(col
     assert "top5" not in found["metrics"]
 
 
+def test_transfer_to_pictures_is_decoded_at_the_networks_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colour: str
+) -> None:
+    from PIL import Image
+
+    monkeypatch.setenv("AKD_CACHE_DIR", str(tmp_path / "cache"))
+    for part, count in (("train", 15), ("val", 3)):
+        for name, shade in (("dark", 40), ("light", 200)):
+            (tmp_path / "pictures" / part / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (30, 20), (shade + i, shade, shade)).save(
+                    tmp_path / "pictures" / part / name / f"{i}.png"
+                )
+    torch.save(seeded_model("resnet8", 3, 1).state_dict(), tmp_path / "w.pth")
+    seen, asked = [], []
+    monkeypatch.setattr("akd.data.dataset.load", lambda config: asked.append(config) or load(config))
+    original = Network.__call__
+    monkeypatch.setattr(Network, "__call__", lambda self, x: seen.append(tuple(x.shape[2:])) or original(self, x))
+    arguments = ["evaluate", "--data", colour, "--model", "resnet8", "--weights", str(tmp_path / "w.pth")]
+    arguments += ["--transfer", "imagefolder", "--transfer-dir", str(tmp_path / "pictures"), "--noise", "none"]
+    assert main([*arguments, "--json", str(tmp_path / "found.json")]) == 0
+    (found,) = json.loads((tmp_path / "found.json").read_text())["networks"]
+    assert found["metrics"]["transfer_top1"] == 1
+    assert set(seen) == {(12, 10)}
+    assert asked[-1].image_size == 12
+
+
 def test_colour_for_a_network_of_grey_images(colour: str, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["evaluate", "--data", "digits", "--model", "resnet8", "--weights", str(weights)]
     assert main([*arguments, "--transfer", colour]) == 2
@@ -299,7 +326,10 @@ def test_colour_for_a_network_of_grey_images(colour: str, weights: Path, capsys:
         (["--model", "S", "--transfer-dir", "x"], "--transfer-dir = 'x': has no effect without --transfer"),
         (["--model", "S", "--json", "no/where"], "--json = 'no/where': there is no such folder"),
         (["--model", "S", "--output", "x"], "--output = 'x': has no effect without --log"),
-        (["--model", "S", "--image-size", "32"], "--image-size: has an effect with --data imagefolder only"),
+        (
+            ["--model", "S", "--image-size", "32"],
+            "--image-size: data.image_size = 32: has no effect while name is 'digits'",
+        ),
         (["--model", "BAD"], "--model = 'bad': config.json is damaged"),
         (["--model", "EMPTY"], "--model = 'empty': cannot be read"),
         (["--model", "OTHER"], "--model = 'other': is made for 7 classes and 1 channels of 8x8, digits has 10"),

@@ -47,10 +47,14 @@ def gather(images: Tensor, rows: Tensor, device: torch.device) -> Tensor:
     return batch.to(device, non_blocking=True)
 
 
-def evaluation_batch(dataset: Dataset) -> int:
-    """Images of an evaluation batch: 512, fewer where they are larger than 128x128."""
-    height, width = dataset.size
+def batch_of(height: int, width: int) -> int:
+    """Images of a batch that nothing is trained on: 512, fewer where they are larger than 128x128."""
     return max(1, min(512, 512 * 128 * 128 // (height * width)))
+
+
+def evaluation_batch(dataset: Dataset) -> int:
+    """:func:`batch_of` a data set's images."""
+    return batch_of(*dataset.size)
 
 
 def held_out_images(dataset: Dataset, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
