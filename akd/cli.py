@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from akd import __version__
+from akd import __version__, evaluate_verb
 from akd.errors import AkdError, ExperimentError, Interrupted, near
 
 # Flags that stand for a key of the experiment: flag -> (key, metavar, help).
@@ -42,11 +42,6 @@ _FLAGS = {
 _RUN_FLAGS = ["--data", "--data-dir", "--teacher", "--teacher-weights", "--student", "--method", "--epochs"]
 _TEACHER_FLAGS = ["--data", "--data-dir", "--teacher", "--teacher-weights"]
 _DOTTED = "Any key of an experiment can be set as --dotted.key VALUE, for example --train.lr 0.1."
-
-_EVALUATE = (
-    "Top-1 and top-5 accuracy of a network on the test images. A network is a name of 'akd list models', "
-    "module:factory, torchvision:name or timm:name, with its weights, or the folder of a student akd handed over."
-)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,14 +98,12 @@ def _parser() -> _Parser:
     teacher.add_argument("--ray-address", metavar="ADDRESS", help="default $RAY_ADDRESS, else a private local Ray")
 
     evaluate = verbs.add_parser(
-        "evaluate", help="measure a network on the test images", allow_abbrev=False, description=_EVALUATE
+        "evaluate",
+        help="measure networks on the test images",
+        allow_abbrev=False,
+        description=evaluate_verb.DESCRIPTION,
     )
-    evaluate.add_argument("--data", required=True, metavar="NAME", help="data set (akd list data)")
-    evaluate.add_argument("--data-dir", metavar="DIR", help="default $AKD_DATA_DIR or ~/.cache/akd/data")
-    evaluate.add_argument("--model", required=True, metavar="NAME", help="network, or folder of a handed-over student")
-    evaluate.add_argument("--weights", metavar="FILE", help="safetensors, or a file of torch.save")
-    evaluate.add_argument("--mean", metavar="M,M,M", help="the network's normalisation; default the data set's")
-    evaluate.add_argument("--std", metavar="S,S,S", help="goes with --mean")
+    evaluate_verb.add_arguments(evaluate)
 
     data = verbs.add_parser("data", help="fetch a data set, or decode a folder of pictures", allow_abbrev=False)
     data.add_argument("action", choices=["prepare"])
@@ -360,29 +353,6 @@ def _list(what: str, name: str | None) -> None:
     standard_console().print(table)
 
 
-def _numbers(flag: str, text: str | None) -> tuple[float, ...]:
-    """``0.5,0.4,0.4``, with brackets or without, as numbers."""
-    try:
-        return tuple(float(v) for v in text.strip("[]() ").split(",")) if text else ()
-    except ValueError:
-        raise ExperimentError("must be numbers with commas between", key=flag, value=text) from None
-
-
-def _evaluate(args: argparse.Namespace) -> None:
-    from akd.data.dataset import DataConfig
-    from akd.evaluation import evaluate_model
-
-    scores = evaluate_model(
-        DataConfig(name=args.data, dir=args.data_dir),
-        args.model,
-        Path(args.weights).expanduser() if args.weights else None,
-        mean=_numbers("--mean", args.mean),
-        std=_numbers("--std", args.std),
-    )
-    top5 = f", top-5 {100 * scores['top5']:.2f} %" if "top5" in scores else ""
-    print(f"{args.data}: top-1 {100 * scores['top1']:.2f} %{top5} of {scores['images']:,.0f} test images")
-
-
 def _prepare_data(args: argparse.Namespace) -> Path:
     """``akd data prepare``: the folder that is ready now."""
     from akd.data import cifar, imagefolder
@@ -427,7 +397,7 @@ def _run(arguments: Sequence[str]) -> None:
     if args.verb == "list":
         _list(args.what, args.name)
     elif args.verb == "evaluate":
-        _evaluate(args)
+        evaluate_verb.run(args)
     elif args.verb == "data":
         print(_prepare_data(args))
     else:

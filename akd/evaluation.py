@@ -1,20 +1,198 @@
-"""``akd evaluate``: how good a network is on the test images."""
+"""``akd evaluate``: how good networks are on the test images, side by side.
+
+Every network sees the same pictures in its own normalisation; noise is added to the pictures before that. Nothing here
+knows MLflow; :mod:`akd.evaluation_log` writes what was found.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from akd.data.dataset import DataConfig, Dataset, load
-from akd.data.loader import held_out_batches
+from akd.data.augment import normalise
+from akd.data.dataset import DataConfig, Dataset, load, readers
+from akd.data.loader import held_out_images
 from akd.errors import ExperimentError
-from akd.models import check_images, create_model, load_weights, networks
-from akd.teacher.keep import load_student, read_config
+from akd.metrics import Scores
+from akd.models import Output, check_images, create_model, load_weights, networks
+from akd.seeds import generator
+from akd.teacher.keep import load_student
+
+#: Standard deviations of the noise, in units of the 0..1 range of pixels.
+NOISE = (0.02, 0.05, 0.1, 0.2)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to evaluate.
+
+    Attributes:
+        name: as it was asked for: a model's name, or a folder.
+        net: on the device, in eval mode.
+        mean, std: of its own normalisation, per channel.
+        size, channels: of the images it takes.
+        folder: of a student that was handed over.
+    """
+
+    name: str
+    net: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: tuple[int, int]
+    channels: int
+    folder: Path | None = None
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Output:
+        """Outputs for images of 0..255, [B, C, H, W]."""
+        mean, std = (torch.tensor(v, dtype=torch.float64, device=images.device) for v in (self.mean, self.std))
+        output: Output = self.net(normalise(images, mean, std))
+        return output
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A network as the user names it; ``flags`` are the words for it in messages.
+
+    Attributes:
+        model: a name as for :func:`akd.models.create_model`, a folder with a student that akd handed over, or a
+            run's or teacher's folder with such a student inside.
+        weights: file of the network's weights; may be missing where the factory brings them.
+        mean, std: the network's normalisation per channel; default the data set's, or the folder's.
+        flags: how the network and its weights, mean and std were given.
+    """
+
+    model: str
+    weights: Path | None = None
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+    taps: Sequence[str] = ()
+    flags: tuple[str, str, str, str] = ("--model", "--weights", "--mean", "--std")
+
+
+def handed_over(model: str) -> Path | None:
+    """The folder with ``config.json`` and weights that ``model`` names: itself, or ``student/`` in it."""
+    folder = Path(model).expanduser()
+    try:
+        return next((f for f in (folder, folder / "student") if (f / "config.json").is_file()), None)
+    except OSError:  # a name longer than the system takes
+        return None
+
+
+def open_network(asked: Asked, dataset: Dataset, device: torch.device | str) -> Network:
+    """The network, ready for the images of a data set.
+
+    Raises:
+        ExperimentError: data, model, weights or normalisation do not fit together.
+    """
+    folder, channels, size = handed_over(asked.model), dataset.channels, dataset.size
+    mean, std = tuple(asked.mean), tuple(asked.std)
+    for key, value in ((asked.flags[2], mean), (asked.flags[3], std)):
+        if (value or mean or std) and len(value) != channels:
+            problem = f"must have {channels} values, one for each channel, together with mean or std"
+            raise ExperimentError(problem, key=key, value=list(value))
+        if any(not math.isfinite(v) or (key == asked.flags[3] and v <= 0) for v in value):
+            problem = f"must be finite numbers{' above 0' if key == asked.flags[3] else ''}"
+            raise ExperimentError(problem, key=key, value=list(value))
+    if folder is None:
+        net = _named(asked, dataset)
+        mean, std = mean or dataset.mean, std or dataset.std
+    else:
+        config = _fitting(asked, folder, dataset)
+        own = config["normalise"]
+        mean, std = mean or tuple(own["mean"]), std or tuple(own["std"])
+        net = _kept(asked, folder)
+    return Network(asked.model, net.to(device).eval(), mean, std, size, channels, folder)
+
+
+def _fitting(asked: Asked, folder: Path, dataset: Dataset) -> dict[str, Any]:
+    """What a handed-over student's folder says, if the student can be tested on this data."""
+    if asked.weights is not None:
+        raise ExperimentError(
+            "has no effect: the folder holds its weights", key=asked.flags[1], value=str(asked.weights)
+        )
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        theirs = (int(config["num_classes"]), int(config["in_channels"]), *map(int, config["image_size"]))
+        config["normalise"]["mean"], config["normalise"]["std"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ExperimentError("config.json is damaged", key=asked.flags[0], value=asked.model) from None
+    mine = (len(dataset.classes), dataset.channels, *dataset.size)
+    if theirs != mine:
+        words = ["{} classes and {} channels of {}x{}".format(*v) for v in (theirs, mine)]
+        raise ExperimentError(
+            f"is made for {words[0]}, {dataset.name} has {words[1]}", key=asked.flags[0], value=asked.model
+        )
+    return dict(config)
+
+
+def _kept(asked: Asked, folder: Path) -> nn.Module:
+    try:
+        return load_student(folder)
+    except Exception as error:  # weights that are damaged fail in any way, safetensors with an error of its own
+        reason = error.problem if isinstance(error, ExperimentError) else str(error).splitlines()[0]
+        raise ExperimentError(f"cannot be read: {reason}", key=asked.flags[0], value=asked.model) from None
+
+
+def _named(asked: Asked, dataset: Dataset) -> nn.Module:
+    model, key = asked.model, asked.flags[0]
+    if asked.weights is None and networks.registered(model):
+        raise ExperimentError(f"has random weights; give a file with {asked.flags[1]}", key=key, value=model)
+    size = dataset.size
+    try:
+        check_images(model, *size)
+        net = create_model(model, len(dataset.classes), in_channels=dataset.channels, image_size=size, taps=asked.taps)
+    except ExperimentError as error:
+        raise ExperimentError(error.problem, key=key, value=model) from None
+    if asked.weights is not None:
+        try:
+            load_weights(net, asked.weights)
+        except ExperimentError as error:
+            raise ExperimentError(error.problem, key=asked.flags[1], value=str(asked.weights)) from None
+    return net
+
+
+def evaluate_networks(
+    dataset: Dataset,
+    tested: Sequence[Network],
+    *,
+    teacher: Network | None = None,
+    noise: Sequence[float] = (),
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> list[dict[str, float]]:
+    """Scores of every network on the test images, in one pass over them.
+
+    Args:
+        teacher: whom the networks are compared with.
+        noise: standard deviations of Gaussian noise, in units of the 0..1 range of pixels. A picture gets one draw,
+            the same for every network and, scaled, for every strength; what leaves 0..1 is cut off.
+        seed: of the noise, which is drawn on the CPU: the same on every machine.
+
+    Returns:
+        For each network what :meth:`akd.metrics.Scores.read` gives, and ``noise_<strength>_top1``.
+    """
+    scores = [Scores(len(dataset.classes)) for _ in tested]
+    draws = generator("evaluation noise", seed)
+    for images, labels in held_out_images(dataset, device):
+        known = None if teacher is None else teacher(images).logits
+        for network, score in zip(tested, scores, strict=True):
+            score.add(network(images).logits, labels, known)
+        if not noise:
+            continue
+        grain = torch.randn(images.shape, generator=draws).to(images.device)
+        for strength in noise:
+            rough = (images.float() + 255 * strength * grain).clamp_(0, 255)
+            for network, score in zip(tested, scores, strict=True):
+                score.add_variant(f"noise_{strength:g}", network(rough).logits, labels)
+    return [score.read() for score in scores]
 
 
 def evaluate_model(
@@ -27,73 +205,28 @@ def evaluate_model(
     taps: Sequence[str] = (),
     device: torch.device | str | None = None,
 ) -> dict[str, float]:
-    """Accuracy of a network on the test images of a data set.
-
-    Args:
-        data: the data set; only name and folder are read.
-        model: a name as for :func:`akd.models.create_model`, or a folder with a student that akd handed over.
-        weights: file of the network's weights; may be missing where the factory brings them.
-        mean, std: the network's normalisation per channel; default the data set's.
-        taps: see :func:`akd.models.create_model`.
-        device: default the GPU if there is one.
+    """Scores of one network on the test images of a data set, without noise; arguments as of :class:`Asked`.
 
     Returns:
-        ``top1`` and, from ten classes on, ``top5`` (0..1), and ``images``, their number.
+        ``images``, ``top1`` and, from ten classes on, ``top5`` (0..1), ``nll``, ``ece``.
 
     Raises:
         ExperimentError: data, model, weights or normalisation do not fit together.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    folder = Path(model).expanduser()
-    try:
-        handed, is_folder = (folder / "config.json").is_file(), folder.is_dir()
-    except OSError as error:  # a name longer than the system takes
-        raise ExperimentError(f"cannot be read: {error.strerror}", key="--model", value=model) from None
-    if is_folder and not handed:
-        problem = "is a folder without config.json and student.safetensors, which a student that akd hands over has"
-        raise ExperimentError(problem, key="--model", value=model)
-    if handed:
-        if weights is not None:
-            raise ExperimentError("has no effect: the folder holds its weights", key="--weights", value=str(weights))
-        own = read_config(folder)["normalise"]
-        mean, std = mean or own["mean"], std or own["std"]
-    dataset = _normalised(load(data), mean, std)
-    net = load_student(folder) if handed else _network(dataset, model, weights, taps)
-    return _scores(net.to(device).eval(), dataset, device)
+    dataset = load(data)
+    network = open_network(Asked(model, weights, mean, std, taps), dataset, device)
+    return evaluate_networks(dataset, [network], device=device)[0]
 
 
-def _normalised(dataset: Dataset, mean: Sequence[float], std: Sequence[float]) -> Dataset:
-    for key, value in (("--mean", mean), ("--std", std)):
-        if (value or mean or std) and len(value) != dataset.channels:
-            problem = f"must have {dataset.channels} values, one for each channel, together with mean or std"
-            raise ExperimentError(problem, key=key, value=list(value))
-        if any(not math.isfinite(v) or (key == "--std" and v <= 0) for v in value):
-            problem = f"must be finite numbers{' above 0' if key == '--std' else ''}"
-            raise ExperimentError(problem, key=key, value=list(value))
-    return replace(dataset, mean=tuple(mean), std=tuple(std)) if mean else dataset
-
-
-def _network(dataset: Dataset, model: str, weights: Path | None, taps: Sequence[str]) -> nn.Module:
-    if weights is None and networks.registered(model):
-        raise ExperimentError("has random weights; give a file with --weights", key="--model", value=model)
-    size = dataset.size
-    check_images(model, *size)
-    net = create_model(model, len(dataset.classes), in_channels=dataset.channels, image_size=size, taps=taps)
-    if weights is not None:
+def sized_for(data: DataConfig, asked: Sequence[Asked]) -> DataConfig:
+    """Where images can have any size, and none was said, that of the first student that was handed over."""
+    if data.image_size is not None or "image_size" not in readers.info(data.name).get("options", ()):
+        return data
+    for folder in (f for f in (handed_over(a.model) for a in asked) if f is not None):
         try:
-            load_weights(net, weights)
-        except ExperimentError as error:
-            raise ExperimentError(error.problem, key="--weights", value=str(weights)) from None
-    return net
-
-
-@torch.no_grad()
-def _scores(net: nn.Module, dataset: Dataset, device: torch.device | str) -> dict[str, float]:
-    depth = 5 if len(dataset.classes) >= 10 else 1
-    hits, images = torch.zeros(depth, dtype=torch.long), 0
-    for x, labels in held_out_batches(dataset, device):
-        best = net(x).logits.topk(depth).indices
-        hits += (best == labels[:, None]).sum(0).cpu()
-        images += len(labels)
-    scores = {"images": float(images), "top1": hits[0].item() / images}
-    return scores | ({"top5": hits.sum().item() / images} if depth == 5 else {})
+            size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["image_size"]
+            return replace(data, image_size=int(size[0]))
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            continue  # said better where the folder is opened
+    return data

@@ -17,6 +17,11 @@ def default_uri(output: Path) -> str:
     return f"sqlite:///{output.absolute()}/mlflow.db"
 
 
+def experiment_title(data: str, teacher: str, student: str) -> str:
+    """The MLflow experiment of all that is done with these three."""
+    return f"{data}: {teacher} to {student}"
+
+
 def scrubbed(uri: str) -> str:
     """A tracking address, or a text with addresses in it, without credentials: fit for screens and files."""
     uri = re.sub(r"(https?://)[^/\s]*@", r"\1", uri)  # a password may hold an @

@@ -57,3 +57,83 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: 
     model.train(training)
     hits, loss, images_seen = world.sum(totals).tolist()
     return {"accuracy": hits / images_seen, "loss": loss / images_seen}
+
+
+#: Bins of the calibration error: the 15 of equal width that the literature reports.
+BINS = 15
+
+
+def top_hits(logits: Tensor, labels: Tensor, depth: int) -> Tensor:
+    """How many labels [B] are among the 1, 2, .. ``depth`` largest logits [B, C]; int64 [depth]."""
+    return (logits.topk(depth).indices == labels[:, None]).sum(0).cumsum(0)
+
+
+def calibration_counts(logits: Tensor, labels: Tensor, bins: int = BINS) -> Tensor:
+    """What of a batch the calibration error needs, float64 [3, bins]: images, sum of confidences, hits.
+
+    An image is in bin m of M if its confidence, the largest of softmax(logits), is in ((m - 1) / M, m / M].
+    """
+    confidence, best = logits.double().softmax(1).max(1)
+    place = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
+    values = torch.stack([torch.ones_like(confidence), confidence, (best == labels).double()])
+    return values @ F.one_hot(place, bins).double()
+
+
+def calibration_error(counts: Tensor) -> Tensor:
+    """ECE (Guo et al. 2017, arXiv:1706.04599, eq. 3): sum_m |B_m| / n |accuracy of B_m - mean confidence of B_m|.
+
+    Args:
+        counts: sum of :func:`calibration_counts` over batches.
+    """
+    images, confidence, hits = counts
+    return (hits - confidence).abs().sum() / images.sum()
+
+
+def agreement(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Of two networks' logits [B, C]: how often their first classes agree, and sum_b KL(teacher || other); float64."""
+    log_p, log_q = logits.double().log_softmax(1), teacher.double().log_softmax(1)
+    same = (logits.argmax(1) == teacher.argmax(1)).sum().double()
+    return torch.stack([same, (log_q.exp() * (log_q - log_p)).sum()])
+
+
+class Scores:
+    """What a network is worth on labelled images; sums stay on the device until they are read, all at once.
+
+    Args:
+        classes: C; from ten on there is a top-5 accuracy.
+    """
+
+    def __init__(self, classes: int):
+        self.depth = 5 if classes >= 10 else 1
+        self._sums: dict[str, Tensor] = {}
+        self._images = 0
+
+    def add(self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> None:
+        """Logits [B, C] of a batch with its labels [B], and the teacher's logits if there is one."""
+        self._images += len(labels)
+        self._put("hits", top_hits(logits, labels, self.depth))
+        self._put("nll", F.cross_entropy(logits.double(), labels, reduction="sum"))
+        self._put("calibration", calibration_counts(logits, labels))
+        if teacher is not None:
+            self._put("agreement", agreement(logits, teacher))
+
+    def add_variant(self, name: str, logits: Tensor, labels: Tensor) -> None:
+        """Logits of the same images, changed in some way; only top-1 counts."""
+        self._put(f"{name}_top1", top_hits(logits, labels, 1))
+
+    def read(self) -> dict[str, float]:
+        """``images``, ``top1`` and ``top5`` (0..1), ``nll``, ``ece``; ``teacher_agreement`` and ``teacher_kl``."""
+        names, n = list(self._sums), self._images
+        flat = torch.cat([self._sums[name].double().flatten() for name in names]).cpu()
+        parts = dict(zip(names, flat.split([self._sums[name].numel() for name in names]), strict=True))
+        hits = (parts.pop("hits") / n).tolist()
+        found = {"images": float(n), "top1": hits[0]} | ({"top5": hits[4]} if self.depth == 5 else {})
+        found |= {"nll": float(parts.pop("nll")) / n}
+        found |= {"ece": float(calibration_error(parts.pop("calibration").view(3, BINS)))}
+        if "agreement" in parts:
+            same, kl = (parts.pop("agreement") / n).tolist()
+            found |= {"teacher_agreement": same, "teacher_kl": kl}
+        return found | {name: float(value) / n for name, value in parts.items()}
+
+    def _put(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums[name] + value if name in self._sums else value

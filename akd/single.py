@@ -21,7 +21,7 @@ from akd.data import TrainData
 from akd.errors import ExperimentError, Interrupted, RunError
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.job import Job
-from akd.logged import default_uri, scrubbed
+from akd.logged import default_uri, experiment_title, scrubbed
 from akd.prepare import check_output, checked, complete, default_name, placed, study_folder
 from akd.session import Here, Session
 from akd.study import batch_sizes, resolved
@@ -176,7 +176,7 @@ def _train(
     display: Display | None,
 ) -> TrialResult:
     display = display or Display(full.train.epochs, 1, [])
-    line = f"{full.data.name}: {full.teacher.name} to {full.student.name}"
+    line = experiment_title(full.data.name, full.teacher.name, full.student.name)
     with _locked(folder):
         tracker = Tracker(
             uri,

@@ -24,7 +24,7 @@ from akd.cluster import Resources
 from akd.config import Experiment
 from akd.errors import AkdError, ExperimentError, Interrupted
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
-from akd.logged import default_uri, scrubbed
+from akd.logged import default_uri, experiment_title, scrubbed
 from akd.prepare import Prepared, complete, default_name, placed, prepare, study_folder
 from akd.result import StudyResult
 from akd.session import Session
@@ -181,7 +181,7 @@ class _Study:
                 self.record.state, self.record.ended, self.record.reason = RUNNING, None, None
                 self.record.write(self.folder)
             before, began = float(self.record.tags.get("seconds", 0)), time.time()
-            experiment_name = f"{e.data.name}: {e.teacher.name} to {e.student.name}"
+            experiment_name = experiment_title(e.data.name, e.teacher.name, e.student.name)
             self.tracker = Tracker(
                 self.uri,
                 self.output,

@@ -160,37 +160,8 @@ class Tracker:
     def client(self) -> MlflowClient:
         """The MLflow client, connected and with the experiment made; used in the tracking thread only."""
         if self._client is None:
-            self._client = self._connect()
+            self._client, self.experiment_id = connect(self.uri, self.output, self.experiment_name)
         return self._client
-
-    def _connect(self) -> MlflowClient:
-        # One failed request must come back soon: the thread has its own patience.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-        from filelock import FileLock
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        self.output.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.output / ".mlflow.lock"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _make_store(self.uri)
-            client = MlflowClient(self.uri)
-            found = client.get_experiment_by_name(self.experiment_name)
-            if found is None:
-                # A server places artifacts itself; the default store needs an absolute folder.
-                root = (self.output / "artifacts").absolute().as_uri() if self.uri.startswith("sqlite") else None
-                try:
-                    # Without the kind, MLflow's pages open on the tools for language models.
-                    tags = {"mlflow.experimentKind": "custom_model_development"}
-                    self.experiment_id = client.create_experiment(self.experiment_name, root, tags)
-                except MlflowException:  # another process was faster
-                    found = client.get_experiment_by_name(self.experiment_name)
-            if found is not None:
-                self.experiment_id = found.experiment_id
-        return client
 
     # -- one folder --------------------------------------------------------------------------------
 
@@ -351,6 +322,41 @@ class Tracker:
             done(str(version))
 
         self.later(job)
+
+
+def connect(uri: str, output: Path, experiment_name: str) -> tuple[MlflowClient, str]:
+    """A client of the store at ``uri`` and the id of an experiment there; both are made if they are missing.
+
+    Args:
+        output: folder of the default store; its artifacts go to ``output/artifacts``.
+    """
+    # One failed request must come back soon: the tracking thread has its own patience.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    from filelock import FileLock
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    output.mkdir(parents=True, exist_ok=True)
+    with FileLock(output / ".mlflow.lock"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _make_store(uri)
+        client = MlflowClient(uri)
+        found = client.get_experiment_by_name(experiment_name)
+        if found is None:
+            # A server places artifacts itself; the default store needs an absolute folder.
+            root = (output / "artifacts").absolute().as_uri() if uri.startswith("sqlite") else None
+            try:
+                # Without the kind, MLflow's pages open on the tools for language models.
+                tags = {"mlflow.experimentKind": "custom_model_development"}
+                return client, client.create_experiment(experiment_name, root, tags)
+            except MlflowException:  # another process was faster
+                found = client.get_experiment_by_name(experiment_name)
+        if found is None:
+            raise MlflowException(f"experiment {experiment_name!r} can be neither made nor found")
+        return client, str(found.experiment_id)
 
 
 def _make_store(uri: str) -> None:

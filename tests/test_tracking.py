@@ -476,11 +476,11 @@ class TestCredentials:
     ) -> None:
         uri = "http://user:sesame@host:5000"
 
-        def failing(self: Tracker) -> Any:
+        def failing(*arguments: Any) -> Any:
             raise ConnectionError(f"{'x' * padding} {'y' * (padding // 2)} {uri} did not answer {uri}/api")
 
         trouble: list[str] = []
-        monkeypatch.setattr(Tracker, "_connect", failing)
+        monkeypatch.setattr(tracking, "connect", failing)
         one = tracker(uri, on_trouble=trouble.append)
         one.changed(study)
         assert one.close(0.2) is False

@@ -47,19 +47,28 @@ def gather(images: Tensor, rows: Tensor, device: torch.device) -> Tensor:
     return batch.to(device, non_blocking=True)
 
 
-def evaluation_batch(dataset: Dataset) -> int:
-    """Images of an evaluation batch: 512, fewer where they are larger than 128x128."""
-    height, width = dataset.size
+def batch_of(height: int, width: int) -> int:
+    """Images of a batch that nothing is trained on: 512, fewer where they are larger than 128x128."""
     return max(1, min(512, 512 * 128 * 128 // (height * width)))
 
 
-def held_out_batches(dataset: Dataset, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
-    """The test images as they are, normalised, with labels; one batch after the other, never all at once."""
+def evaluation_batch(dataset: Dataset) -> int:
+    """:func:`batch_of` a data set's images."""
+    return batch_of(*dataset.size)
+
+
+def held_out_images(dataset: Dataset, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The test images as they are, 0..255, with labels; one batch after the other, never all at once."""
     device = torch.device(device)
-    mean, std = (torch.tensor(v, dtype=torch.float64, device=device) for v in (dataset.mean, dataset.std))
     for rows in torch.arange(len(dataset.test_labels)).split(evaluation_batch(dataset)):
-        images = dataset.plain(gather(dataset.test_images, rows, device))
-        yield normalise(images, mean, std), dataset.test_labels[rows].to(device)
+        yield dataset.plain(gather(dataset.test_images, rows, device)), dataset.test_labels[rows].to(device)
+
+
+def held_out_batches(dataset: Dataset, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
+    """As :func:`held_out_images`, normalised."""
+    mean, std = (torch.tensor(v, dtype=torch.float64, device=device) for v in (dataset.mean, dataset.std))
+    for images, labels in held_out_images(dataset, device):
+        yield normalise(images, mean, std), labels
 
 
 class DeviceLoader:

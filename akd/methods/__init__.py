@@ -8,6 +8,7 @@ from akd.methods import dist as dist  # registers itself
 from akd.methods import dkd as dkd  # registers itself
 from akd.methods import fitnet as fitnet  # registers itself
 from akd.methods import kd as kd  # registers itself
+from akd.methods import mgd as mgd  # registers itself
 from akd.methods import mlkd as mlkd  # registers itself
 from akd.methods import none as none  # registers itself
 from akd.methods import pkt as pkt  # registers itself
@@ -15,6 +16,7 @@ from akd.methods import reviewkd as reviewkd  # registers itself
 from akd.methods import rkd as rkd  # registers itself
 from akd.methods import skd as skd  # registers itself
 from akd.methods import sp as sp  # registers itself
+from akd.methods import tekap as tekap  # registers itself
 from akd.methods import vid as vid  # registers itself
 from akd.methods.base import Method, MethodConfig, Shapes, TeacherViews, hosts, views
 from akd.methods.compose import WithViews, create_method, soft_weight

@@ -26,7 +26,7 @@ from akd.data.batch import Batch
 from akd.methods import angular
 from akd.methods.base import Shapes, TeacherViews, views
 from akd.methods.heads import ViewHeads
-from akd.methods.target import hard_target_loss
+from akd.methods.target import views_hard_target_loss
 from akd.models.output import Output
 from akd.settings import setting
 
@@ -111,7 +111,7 @@ class AngularKD(TeacherViews):
         soft, soft_anchor = (F.softmax(z / config.tau_angle, dim=-1) for z in (logits, teacher_logits))
         terms = self._angles("embedding", features, anchor, near) | self._angles("logit", soft, soft_anchor)
         if config.supervision:
-            terms["supervision"] = _supervision(logits, batch)
+            terms["supervision"] = views_hard_target_loss(logits, batch)
         embeddings = self.heads.lift(features, teacher.embedding)
         self._measure(near, logits, teacher_logits, batch)
         if config.detach:
@@ -195,13 +195,6 @@ def _weights(config: AngularKDConfig) -> dict[str, float]:
             found |= {f"{kind}_diversity": inter * config.diversity, f"{kind}_intra": intra}
     found["supervision"] = config.supervision
     return {name: weight for name, weight in found.items() if weight}
-
-
-def _supervision(logits: Tensor, batch: Batch) -> Tensor:
-    """Mean over views and standard rows of the cross-entropy of logits [B, N, C] with the (mixed) hard labels."""
-    n = logits.shape[1]
-    each = {k: getattr(batch, k).repeat_interleave(n) for k in ("target", "target2", "lam", "view")}
-    return hard_target_loss(logits.flatten(0, 1), batch._replace(**each))
 
 
 def _degrees(cosine: Tensor) -> Tensor:

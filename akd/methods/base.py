@@ -68,7 +68,7 @@ class Method(nn.Module):
         return cls.needs
 
     def weights(self) -> dict[str, float]:
-        """Weight of each term in the loss."""
+        """Weight of each term in the loss, in the order of the terms; those of head epochs alone are among them."""
         raise NotImplementedError(f"{type(self).__name__} names no weights")
 
     def soft_weight(self) -> float:
@@ -113,13 +113,25 @@ class TeacherViews(nn.Module):
     def forward(self, teacher: Output, batch: Batch) -> tuple[Output, dict[str, Tensor]]:
         raise NotImplementedError(f"{type(self).__name__} makes no views")
 
+    def beside(self, student: Output, teacher: Output, batch: Batch) -> tuple[Output, dict[str, Tensor]]:
+        """As ``forward``, for views that also ask something of the student: their terms may read its output."""
+        return self(teacher, batch)
+
+    def warmup(self, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+        """The views' terms of a head epoch, see :meth:`Method.warmup`; by default those of ``forward``."""
+        return self(teacher, batch)[1]
+
     def weights(self) -> dict[str, float]:
-        """Weight of each own term in the loss."""
+        """Weight of each own term in the loss, those of the head epochs included."""
         raise NotImplementedError(f"{type(self).__name__} names no weights")
 
     def measures(self) -> dict[str, Tensor]:
         """As of a :class:`Method`."""
         return {}
+
+    def groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """As of a :class:`Method`."""
+        return [(list(self.parameters()), self.lr_factor)]
 
     @staticmethod
     def mass(config: Any) -> float:

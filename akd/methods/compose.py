@@ -29,8 +29,8 @@ class WithViews(Method):
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> dict[str, Tensor]:
         if teacher is None:
             raise ValueError("views need a teacher")
-        seen, terms = self.views(teacher, batch)
-        if seen.view_weights is not None:
+        seen, terms = self.views.beside(student, teacher, batch)
+        if seen.view_logits is not None and seen.view_weights is not None:
             self._soft_weight = seen.view_weights.sum() * self.host.soft_weight()
         return self.host(student, seen, batch) | {f"views/{name}": term for name, term in terms.items()}
 
@@ -44,15 +44,14 @@ class WithViews(Method):
         return self.host.ramps(epoch)
 
     def warmup(self, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        _, terms = self.views(teacher, batch)
-        return {f"views/{name}": term for name, term in terms.items()}
+        return {f"views/{name}": term for name, term in self.views.warmup(teacher, batch).items()}
 
     def measures(self) -> dict[str, Tensor]:
         found = self.host.measures() | {f"views/{name}": value for name, value in self.views.measures().items()}
         return found if self._soft_weight is None else found | {"views/soft_weight": self._soft_weight}
 
     def groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        return [*self.host.groups(), (list(self.views.parameters()), self.views.lr_factor)]
+        return [*self.host.groups(), *self.views.groups()]
 
 
 def create_method(config: MethodConfig, shapes: Shapes, *, label_smoothing: float = 0.0, seed: int = 0) -> Method:

@@ -89,3 +89,10 @@ def hard_target_loss(logits: Tensor, batch: Batch, label_smoothing: float = 0.0)
     lam = batch.lam.to(wide.dtype)
     standard = (batch.view == 0).to(wide.dtype)
     return ((lam * first + (1 - lam) * second) * standard).sum() / standard.sum().clamp(min=1)
+
+
+def views_hard_target_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Mean over views of :func:`hard_target_loss`, of logits [B, N, C]."""
+    n = logits.shape[1]
+    each = {k: getattr(batch, k).repeat_interleave(n) for k in ("target", "target2", "lam", "view")}
+    return hard_target_loss(logits.flatten(0, 1), batch._replace(**each))

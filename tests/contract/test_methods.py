@@ -33,6 +33,7 @@ class Spec:
         minimal: terms that are 0, with zero gradient, when student and teacher agree.
         views: the teacher comes with view logits.
         draws: draws random numbers, which go by a sample's place in the batch.
+        resting: parameters, by the start of their names, that the student's steps leave alone.
         train: settings under ``train:``.
     """
 
@@ -40,6 +41,7 @@ class Spec:
     minimal: tuple[str, ...] = ()
     views: bool = False
     draws: bool = False
+    resting: tuple[str, ...] = ()
     train: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -50,6 +52,10 @@ class Spec:
 
 def angular(**settings: Any) -> dict[str, Any]:
     return {"host": {"name": "kd", "weight": 2.0}, "views": {"name": "angular_kd", **settings}}
+
+
+def over_kd(name: str, **settings: Any) -> dict[str, Any]:
+    return {"host": {"name": "kd", "weight": 2.0}, "views": {"name": name, **settings}}
 
 
 SPECS = [
@@ -94,6 +100,12 @@ SPECS = [
     Spec("vid"),
     Spec({"host": {"name": "vid", "stages": [1]}}),
     Spec("pkt", views=True),
+    Spec("tekap", draws=True),
+    Spec(over_kd("tekap", count=1, noise=0.5, normalise=True, noisy="both"), draws=True),
+    Spec(over_kd("tekap", noisy="embedding"), minimal=("kd",), draws=True),
+    Spec("mgd", resting=("views.encoder.", "views.decoder.")),
+    Spec(over_kd("mgd", count=3, width_low=3, width_high=20, head_warmup_epochs=0)),
+    Spec(over_kd("mgd", target="native"), minimal=("kd",), resting=("views.encoder.", "views.decoder.")),
 ]
 
 
@@ -171,7 +183,10 @@ class TestMethod:
         method = build(spec)
         terms = method(*self.pair(spec), make_batch())
         assert terms
-        assert list(terms) == list(method.weights())
+        heads = method.warmup(self.pair(spec)[1], make_batch()) if method.warmup_epochs else {}
+        # In the order of the weights, which also name what only head epochs have.
+        assert list(terms) == [name for name in method.weights() if name in terms or name not in heads]
+        assert heads.keys() <= method.weights().keys()
         assert all(term.shape == () and term.isfinite() for term in terms.values())
 
     def test_minimal_when_student_equals_teacher(self, spec: Spec) -> None:
@@ -197,6 +212,9 @@ class TestMethod:
         total(method, method(student, teacher, make_batch())).backward()
         assert float(student.logits.grad.abs().sum()) > 0
         for name, parameter in method.named_parameters():
+            if name.startswith(spec.resting):
+                assert parameter.grad is None, name  # and not 0, which weight decay would act on
+                continue
             assert parameter.grad is not None, name
             assert float(parameter.grad.abs().sum()) > 0, name
 
@@ -243,7 +261,7 @@ class TestMethod:
         assert all(term.isfinite() for term in terms.values())
         total(method, terms).backward()
         assert student.logits.grad.isfinite().all()
-        assert all(p.grad.isfinite().all() for p in method.parameters())
+        assert all(p.grad.isfinite().all() for n, p in method.named_parameters() if not n.startswith(spec.resting))
 
     def test_bfloat16_is_close_to_float32(self, spec: Spec) -> None:
         rounded = tuple(map_output(o, lambda t: t.bfloat16().float()) for o in self.pair(spec))
