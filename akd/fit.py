@@ -22,9 +22,11 @@ from akd import checkpoint
 from akd.config import Experiment, TrainConfig
 from akd.data.dataset import TrainData
 from akd.data.loader import DeviceLoader
+from akd.data.pick import Scorer
+from akd.data.policies import create_policy
 from akd.errors import CheckpointError, DivergedError, ExperimentError
 from akd.methods import Method, Shapes, create_method
-from akd.metrics import Mean, evaluate
+from akd.metrics import Mean, evaluate, step_accuracy
 from akd.models import Output, check_images, seeded_model
 from akd.teacher.source import TeacherSource
 from akd.world import ALONE, World
@@ -239,8 +241,9 @@ def check_data(experiment: Experiment, data: TrainData) -> None:
     """Refuse what cannot be trained.
 
     Raises:
-        ExperimentError: fewer training images than one batch.
+        ExperimentError: fewer training images than one batch; images the augmentation cannot be used on.
     """
+    create_policy(experiment.method.augment, data)
     if len(data.train) < experiment.train.batch_size:
         raise ExperimentError(
             f"must be at most {len(data.train)}, the number of training images",
@@ -295,12 +298,15 @@ def fit(
         device=device,
         dtype=dtype,
         world=world,
+        policy=create_policy(experiment.method.augment, data),
+        passes=train.epoch_factor,
     )
     student = build_student(experiment, data).to(device, dtype)
     image = next(loader.plain(data.train[:1]))[0]
     shapes = shapes_of(student, image, teacher_source, len(data.dataset.classes), len(data.dataset.labels))
     method = create_method(experiment.method, shapes, label_smoothing=train.label_smoothing, seed=train.seed)
     state = TrainState(train, student, method.to(device, dtype), device)
+    loader.score = _scorer(loader, state, teacher_source, amp)
     if start is not None:
         state.load(start)
         if state.history:
@@ -327,6 +333,14 @@ def fit(
         report(_record(state, train))
     accuracy = state.history[-1].get("val/accuracy", math.nan) if state.history else math.nan
     return FitResult(state.history, state.epoch, accuracy, stopped, state.scored.eval())
+
+
+def _scorer(loader: DeviceLoader, state: TrainState, source: TeacherSource | None, amp: bool) -> Scorer | None:
+    """What the loader picks candidates by, where its policy makes more than it keeps."""
+    if loader.policy is None or not loader.policy.criterion:
+        return None
+    config = loader.policy.config
+    return Scorer(config.criterion, config.temperature, state.student, source.probe if source else None, amp)
 
 
 def _record(state: TrainState, train: TrainConfig) -> EpochRecord:
@@ -360,7 +374,7 @@ def _train_heads(
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
             terms = state.method.warmup(source(images, batch), batch)
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        state.step(loss * (world.size * len(batch.index) / train.batch_size))
+        state.step(loss * (world.size * batch.images / batch.total))
         means.add("heads/loss", loss)
         for name, value in _watched(state.method, terms).items():
             means.add(name, value)
@@ -393,11 +407,11 @@ def _train_epoch(
             terms = state.method(output, teacher, batch)
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         # Terms are means over this share; scaled so that the mean of the workers' gradients is the global batch's.
-        share = world.size * len(batch.index) / train.batch_size
+        share = world.size * batch.images / batch.total
         state.step(loss * share if share != 1 else loss)
         state.update_average()
         means.add("train/loss", loss)
-        means.add("train/accuracy", (output.logits.argmax(1) == batch.target).double().mean())
+        means.add("train/accuracy", step_accuracy(output.logits, batch))
         for name, value in _watched(state.method, terms).items():
             means.add(name, value)
     metrics = means.read()

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from akd.data.batch import Batch
+
 
 class Mean:
     """Weighted running means of named scalars, on the device until read."""
@@ -29,6 +31,15 @@ class Mean:
         names = list(self._sums)
         values = torch.stack([self._sums[n] for n in names]).tolist()
         return {n: v / self._counts[n] for n, v in zip(names, values, strict=True)}
+
+
+def step_accuracy(logits: Tensor, batch: Batch) -> Tensor:
+    """Share of hits among a step's rows that carry a hard label; a mixed row is a hit by the shares of its classes."""
+    found = logits.detach().argmax(1)
+    lam = batch.lam.double()
+    hits = lam * (found == batch.target) + (1 - lam) * (found == batch.target2)
+    labelled = (batch.view == 0).double()
+    return (hits * labelled).sum() / labelled.sum().clamp(min=1)
 
 
 @torch.no_grad()

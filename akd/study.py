@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from akd import config as configuration
 from akd import folder as run_folder
-from akd.champion import final_seeds, finals, hand_over
+from akd.champion import at_length_of, final_seeds, finals, hand_over
 from akd.config import Experiment
 from akd.data import load as load_data
 from akd.data import split as split_data
@@ -315,7 +315,7 @@ class _Study:
             raise AkdError(f"no trial finished: {why or 'none was started'} (see {shown_path(self.folder)}/trials)")
         best = ranked[0][0]
         winner = self.experiment.with_values(best.parameters)
-        experiments = {"champion": winner, **self.ready.controls}
+        experiments = {"champion": winner, **at_length_of(winner, self.ready.controls)}
         total = self.experiment.train.epochs * len(experiments) * len(final_seeds(winner))
         done = [0]
         with self.display.bar(f"final runs ({len(experiments)} x {len(final_seeds(winner))} seeds)", total) as advance:

@@ -373,7 +373,9 @@ def _make_store(uri: str) -> None:
 def _method(config: Mapping[str, Any]) -> str:
     """The method in words, as :attr:`akd.methods.MethodConfig.title`."""
     host, views = config["method"]["host"]["name"], config["method"].get("views")
-    return f"{views['name']} over {host}" if views else host
+    words = f"{views['name']} over {host}" if views else host
+    augment = config["method"].get("augment")
+    return f"{words} with {augment['name']}" if augment else words
 
 
 def _head_epochs(folder: Path) -> int:
@@ -389,8 +391,10 @@ def _params(config: Mapping[str, Any], run: Run) -> dict[str, str]:
         "teacher": config["teacher"]["name"],
         "student": config["student"]["name"],
         **{f"train.{k}": config["train"][k] for k in ("epochs", "batch_size", "lr", "seed", "plan_seed")},
+        **({"train.epoch_factor": factor} if (factor := config["train"].get("epoch_factor", 1)) != 1 else {}),
         **{f"method.host.{k}": v for k, v in config["method"]["host"].items()},
         **{f"method.views.{k}": v for k, v in (config["method"].get("views") or {}).items()},
+        **{f"method.augment.{k}": v for k, v in (config["method"].get("augment") or {}).items()},
         **run.parameters,
     }
     if run.kind == "study":

@@ -122,10 +122,13 @@ class MethodConfig:
     Attributes:
         host: the loss a teacher's knowledge goes through; a config object registered with its host.
         views: what stands in the teacher's place; a config object registered with its views, or ``None``.
+        augment: which images both networks see; a config object of :mod:`akd.data.policies`, ``None`` for the standard
+            view alone.
     """
 
     host: Any = field(default=None)
     views: Any = field(default=None)
+    augment: Any = field(default=None)
 
     @property
     def host_name(self) -> str:
@@ -134,6 +137,10 @@ class MethodConfig:
     @property
     def views_name(self) -> str | None:
         return None if self.views is None else str(self.views.name)
+
+    @property
+    def augment_name(self) -> str | None:
+        return None if self.augment is None else str(self.augment.name)
 
     @property
     def warmup_epochs(self) -> int:
@@ -153,8 +160,9 @@ class MethodConfig:
 
     @property
     def title(self) -> str:
-        """The method in words: ``kd``, ``angular_kd over kd``."""
-        return f"{self.views_name} over {self.host_name}" if self.views_name else self.host_name
+        """The method in words: ``kd``, ``angular_kd over kd``, ``kd with cutmix``."""
+        words = f"{self.views_name} over {self.host_name}" if self.views_name else self.host_name
+        return f"{words} with {self.augment_name}" if self.augment_name else words
 
     @property
     def needs(self) -> frozenset[str]:
