@@ -85,7 +85,12 @@ def _parser() -> _Parser:
     evaluate.add_argument("--mean", metavar="M,M,M", help="the network's normalisation; default the data set's")
     evaluate.add_argument("--std", metavar="S,S,S", help="goes with --mean")
 
-    data = verbs.add_parser("data", help="fetch a data set, or decode a folder of pictures", allow_abbrev=False)
+    data = verbs.add_parser(
+        "data",
+        help="fetch a data set, or decode a folder of pictures; rank augmentations (akd data score --help)",
+        allow_abbrev=False,
+        epilog="'akd data score' ranks augmentations for a teacher: akd data score --help",
+    )
     data.add_argument("action", choices=["prepare"])
     data.add_argument("name", help="cifar10, cifar100 or imagefolder")
     data.add_argument("--data-dir", metavar="DIR", help="default $AKD_DATA_DIR or ~/.cache/akd/data")
@@ -244,24 +249,17 @@ def _list(what: str) -> None:
     standard_console().print(table)
 
 
-def _numbers(flag: str, text: str | None) -> tuple[float, ...]:
-    """``0.5,0.4,0.4``, with brackets or without, as numbers."""
-    try:
-        return tuple(float(v) for v in text.strip("[]() ").split(",")) if text else ()
-    except ValueError:
-        raise ExperimentError("must be numbers with commas between", key=flag, value=text) from None
-
-
 def _evaluate(args: argparse.Namespace) -> None:
     from akd.data.dataset import DataConfig
     from akd.evaluation import evaluate_model
+    from akd.score import numbers
 
     scores = evaluate_model(
         DataConfig(name=args.data, dir=args.data_dir),
         args.model,
         Path(args.weights).expanduser() if args.weights else None,
-        mean=_numbers("--mean", args.mean),
-        std=_numbers("--std", args.std),
+        mean=numbers("--mean", args.mean),
+        std=numbers("--std", args.std),
     )
     top5 = f", top-5 {100 * scores['top5']:.2f} %" if "top5" in scores else ""
     print(f"{args.data}: top-1 {100 * scores['top1']:.2f} %{top5} of {scores['images']:,.0f} test images")
@@ -288,6 +286,11 @@ def _prepare_data(args: argparse.Namespace) -> Path:
 
 def _run(arguments: Sequence[str]) -> None:
     parser = _parser()
+    if list(arguments[:2]) == ["data", "score"]:
+        from akd import score
+
+        score.run(arguments[2:], _Parser)
+        return
     plain, dotted = _apart(arguments)
     args, words = parser.parse_known_args(plain)
     words += dotted

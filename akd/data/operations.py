@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import equalize
 
 #: What an image can be given; the place in this tuple is the operation's number.
 OPERATIONS = (
@@ -154,6 +153,8 @@ def _levels(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
 
 def _stretch(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
     """Autocontrast and equalize: both spread the values of each channel over 0..255."""
+    from torchvision.transforms.v2.functional import equalize  # it takes seconds to import, and few runs need it
+
     wide = images.int()
     low, high = wide.amin((2, 3), keepdim=True), wide.amax((2, 3), keepdim=True)
     stretched = (wide - low) * 255 // (high - low).clamp(min=1)  # whole numbers: exact on every device
