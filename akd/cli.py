@@ -224,11 +224,12 @@ def _list(what: str) -> None:
     elif what == "methods":
         from dataclasses import fields
 
+        from akd.data.policies import augments
         from akd.methods import hosts, views
 
         for column in ("method", "does", "settings (default)", "paper"):
             table.add_column(column)
-        for name, info in [(n, r.info(n)) for r in (hosts, views) for n in r.names()]:
+        for name, info in [(n, r.info(n)) for r in (hosts, views, augments) for n in r.names()]:
             config = info.get("config")
             settings = [f"{f.name} ({f.default})" for f in fields(config) if f.name != "name"] if config else []
             table.add_row(name, info.get("summary", ""), ", ".join(settings), info.get("paper", ""))

@@ -1,6 +1,6 @@
 """``akd data score``: which augmentation a teacher has most to say about, without training a student.
 
-The criterion "T. stddev" of Wang et al. 2022 (arXiv:2012.02909, section 3.3): for subsets of augmented images take the
+The criterion "T. stddev" of Wang et al. 2022 (arXiv:2012.02909): for subsets of augmented images take the
 teacher's mean probability of each class, then the standard deviation of these means over the subsets, then the mean
 over the classes. The lower it is, the lower the students' test loss was. A second view counts beside the standard one,
 as it does in training: a subset of 320 images then has 640 probabilities.

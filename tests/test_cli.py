@@ -326,7 +326,7 @@ class TestOtherVerbs:
     def test_lists(self, capsys: pytest.CaptureFixture[str]) -> None:
         wanted = {
             "models": ["resnet8", "resnet20", "wrn_16_1", "wrn_16_2"],
-            "methods": ["none", "kd", "temperature (4.0)", "1503.02531"],
+            "methods": ["none", "kd", "temperature (4.0)", "1503.02531", "cutmix_pick"],
             "data": ["digits", "cifar10", "cifar100"],
             "spaces": ["kd", "quickstart", "How many views, how far apart"],
         }

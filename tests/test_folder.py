@@ -221,7 +221,8 @@ def test_what_is_handed_over_says_how_to_use_it(data: TrainData, tmp_path: Path)
     assert (config["num_classes"], config["in_channels"], config["image_size"]) == (10, 1, [8, 8])
     assert config["classes"] == [str(c) for c in range(10)]
     assert config["normalise"] == {"mean": [0.3058], "std": [0.3762], "range": "0..1"}
-    assert config["method"] == {"host": {"name": "none"}, "views": None}
+    assert config["method"]["host"] == {"name": "none"}
+    assert config["method"]["views"] is None
     assert (config["epoch"], config["validation_accuracy"]) == (4, result.accuracy)
     student = load_student(tmp_path / "student")
     assert not student.training

@@ -225,10 +225,11 @@ class DeviceLoader:
         if policy.criterion:
             images, index, partner, lam = self._picked(strong, rows, low, high, images)
             return images, self._labelled(index, partner, lam, view)
+        index = mine.there.repeat(policy.pool)
         if partner is None:
-            return images, self._labelled(mine.there, mine.there, None, view)
+            return images, self._labelled(index, index, None, view)
         lam = ship(policy.lam(*table).to(self.dtype), self.device)
-        return images, self._labelled(mine.there, ship(partner, self.device), lam, view)
+        return images, self._labelled(index, ship(partner, self.device), lam, view)
 
     @torch.no_grad()
     def _picked(

@@ -177,11 +177,12 @@ class CutMixPickConfig:
     "cutmix_pick", config=CutMixPickConfig, paper="arXiv:2012.02909", summary="CutMix, the most telling candidates kept"
 )
 class CutMixPick(CutMix):
-    """Of ``pool`` CutMix images for each image the ``keep`` * B with the highest scores (section 4, "data picking")."""
+    """Of ``pool`` CutMix images for each image the ``keep`` * B with the highest scores."""
 
     def __init__(self, config: CutMixPickConfig, size: tuple[int, int], mean: tuple[float, ...]):
         super().__init__(config, size, mean)
-        self.pool, self.keep, self.criterion = config.pool, config.keep, config.criterion
+        self.pool, self.keep = config.pool, config.keep
+        self.criterion = config.criterion if config.keep < config.pool else ""  # where all are kept nothing is scored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +292,7 @@ def sub_policies(name: str) -> tuple[Tensor, Tensor, Tensor]:
     "autoaugment", config=AutoAugmentConfig, paper="arXiv:1805.09501", summary="one of 25 learned pairs of operations"
 )
 class AutoAugment(Operations):
-    """A sub-policy per image: two operations, each with its probability and strength (Cubuk et al. 2019, appendix)."""
+    """A sub-policy per image: two operations, each with its probability and strength (Cubuk et al. 2019)."""
 
     def table(self, plan: EpochPlan) -> Table:
         draws = plan.strong.double()
