@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from akd.study import distil, search
+    from akd.single import distil
+    from akd.study import search
     from akd.teacher.keep import load_student
 
 __all__ = ["__version__", "distil", "load_student", "search"]
@@ -15,10 +16,14 @@ __all__ = ["__version__", "distil", "load_student", "search"]
 
 def __getattr__(name: str) -> Any:
     # ray, optuna and mlflow take seconds to import: only who searches pays for them.
-    if name in ("search", "distil"):
-        from akd import study
+    if name == "search":
+        from akd.study import search
 
-        return getattr(study, name)
+        return search
+    if name == "distil":
+        from akd.single import distil
+
+        return distil
     if name == "load_student":
         from akd.teacher.keep import load_student
 

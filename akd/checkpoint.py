@@ -64,6 +64,12 @@ def name(epoch: int, head_epoch: int = 0) -> str:
     return f"{_PREFIX}{epoch:06d}" + (f"_head_{head_epoch:06d}" if head_epoch and not epoch else "")
 
 
+def numbers(path: Path) -> tuple[int, int]:
+    """Epoch and head epoch of a checkpoint, from its :func:`name`."""
+    parts = path.name.split("_")
+    return int(parts[1]), int(parts[3]) if len(parts) > 3 else 0
+
+
 def save(
     folder: Path,
     epoch: int,

@@ -1,4 +1,4 @@
-"""The command line: ``akd search``, ``akd evaluate``, ``akd data``, ``akd list``, ``akd ui``."""
+"""The command line: ``akd search``, ``akd train``, ``akd teacher``, ``akd evaluate``, ``akd data``, ..."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ _FLAGS = {
     "--epochs": ("train.epochs", "N", "epochs of a trial"),
     "--trials": ("search.trials", "N", "configurations to try, controls not counted"),
     "--concurrent": ("search.concurrent", "N", "trials at a time; default what the machine holds"),
-    "--cpus-per-trial": ("search.cpus_per_trial", "X", "default 1"),
-    "--gpus-per-trial": ("search.gpus_per_trial", "X", "default 1 where there are GPUs"),
+    "--workers-per-trial": ("search.workers_per_trial", "N", "workers that share each trial (Ray Train); default 1"),
+    "--cpus-per-trial": ("search.cpus_per_trial", "X", "default 1 a worker"),
+    "--gpus-per-trial": ("search.gpus_per_trial", "X", "default 1 a worker where there are GPUs"),
+    "--final-workers": ("search.final_workers", "N", "workers of teacher and final runs; default all devices"),
     "--time-budget": ("search.time_budget", "T", "no new trial after this time: 90, 30m, 2h"),
     "--champion-seeds": ("search.champion_seeds", "N", "final runs of winner and controls"),
     "--sampler": ("search.sampler", "NAME", "tpe or random"),
@@ -36,7 +38,10 @@ _FLAGS = {
         "students MLflow keeps: all (each epoch), best (each run's last), champion, none",
     ),
 }
-
+#: Flags of a single run and of a teacher: those that are not about a search.
+_RUN_FLAGS = ["--data", "--data-dir", "--teacher", "--teacher-weights", "--student", "--method", "--epochs"]
+_TEACHER_FLAGS = ["--data", "--data-dir", "--teacher", "--teacher-weights"]
+_DOTTED = "Any key of an experiment can be set as --dotted.key VALUE, for example --train.lr 0.1."
 
 _EVALUATE = (
     "Top-1 and top-5 accuracy of a network on the test images. A network is a name of 'akd list models', "
@@ -48,6 +53,8 @@ class _Parser(argparse.ArgumentParser):
     """Answers a mistake with one line."""
 
     def error(self, message: str) -> NoReturn:
+        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            message += near(choice[1], re.findall(r"'?([\w-]+)'?", choice[2]))
         raise ExperimentError(f"{message}; see '{self.prog} --help'")
 
 
@@ -59,21 +66,41 @@ def _parser() -> _Parser:
         "search",
         help="search a space, train the winner",
         description="Search a space of distillation settings, then train the winner and the controls.",
-        epilog="Any key of an experiment can be set as --dotted.key VALUE, for example --train.lr 0.1.",
+        epilog=_DOTTED,
         allow_abbrev=False,
     )
-    search.add_argument("space", nargs="?", help="experiment file or name of a shipped space (akd list spaces)")
-    for flag, (key, metavar, text) in _FLAGS.items():
-        search.add_argument(flag, dest=key, metavar=metavar, help=text)
+    _add_experiment(search, "space", list(_FLAGS))
     search.add_argument("--seed", metavar="N", help="of sampler, initialisation and augmentation")
     search.add_argument("--name", help="of the study; default from data, method and time")
-    search.add_argument("--output", default="runs", metavar="DIR", help="folder of all studies (default: runs)")
-    search.add_argument(
-        "--tracking-uri", metavar="URI", help="MLflow; default $MLFLOW_TRACKING_URI, else DIR/mlflow.db"
-    )
-    search.add_argument("--ray-address", metavar="ADDRESS", help="default $RAY_ADDRESS, else a private local Ray")
+    _add_places(search)
     search.add_argument("--dry-run", action="store_true", help="show what would be done and how long it would take")
     search.add_argument("--resume", metavar="NAME", help="go on with a study that was interrupted")
+
+    train = verbs.add_parser(
+        "train",
+        help="train one student, without a search",
+        description="Train one student as an experiment says, on all devices; its space is not searched.",
+        epilog=_DOTTED,
+        allow_abbrev=False,
+    )
+    _add_experiment(train, "experiment", _RUN_FLAGS)
+    train.add_argument("--workers", metavar="N", help="that share the run (Ray Train); default all devices")
+    train.add_argument("--seed", metavar="N", help="of initialisation and augmentation")
+    train.add_argument("--name", help="of the run; default from data, method and time")
+    _add_places(train)
+    train.add_argument("--resume", metavar="NAME", help="go on with a run that was interrupted")
+
+    teacher = verbs.add_parser(
+        "teacher",
+        help="train an experiment's teacher and keep it",
+        description="Train the teacher of an experiment on all devices, unless it is kept already.",
+        epilog=_DOTTED,
+        allow_abbrev=False,
+    )
+    _add_experiment(teacher, "experiment", _TEACHER_FLAGS)
+    teacher.add_argument("--workers", metavar="N", help="that share the run (Ray Train); default all devices")
+    teacher.add_argument("--output", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
+    teacher.add_argument("--ray-address", metavar="ADDRESS", help="default $RAY_ADDRESS, else a private local Ray")
 
     evaluate = verbs.add_parser(
         "evaluate", help="measure a network on the test images", allow_abbrev=False, description=_EVALUATE
@@ -99,6 +126,7 @@ def _parser() -> _Parser:
 
     listing = verbs.add_parser("list", help="models, methods, data, spaces", allow_abbrev=False)
     listing.add_argument("what", choices=["models", "methods", "data", "spaces"])
+    listing.add_argument("name", nargs="?", help="methods: the settings of this one")
 
     ui = verbs.add_parser("ui", help="open MLflow on loopback", allow_abbrev=False)
     ui.add_argument("study", nargs="?", help="study to show; default the newest")
@@ -106,6 +134,41 @@ def _parser() -> _Parser:
     ui.add_argument("--port", type=int, default=5000)
     ui.add_argument("--tracking-uri", metavar="URI")
     return parser
+
+
+def _add_experiment(parser: argparse.ArgumentParser, name: str, flags: Sequence[str]) -> None:
+    """The experiment file, and flags that stand for keys of it."""
+    parser.add_argument(
+        "space", metavar=name, nargs="?", help="experiment file or name of a shipped space (akd list spaces)"
+    )
+    for flag in flags:
+        key, metavar, text = _FLAGS[flag]
+        parser.add_argument(flag, dest=key, metavar=metavar, help=text)
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    """Where things are kept and where they run."""
+    parser.add_argument("--output", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
+    parser.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow; default $MLFLOW_TRACKING_URI, else DIR/mlflow.db"
+    )
+    parser.add_argument(
+        "--tracking-later", action="store_true", help="start even if MLflow does not answer; it is filled in later"
+    )
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="default $RAY_ADDRESS, else a private local Ray")
+
+
+def _given(args: argparse.Namespace, plain: Sequence[str]) -> None:
+    """Refuse an empty value, which would stand for a default nobody asked for, and a flag given twice."""
+    flags_given = [word.partition("=")[0] for word in plain if word.startswith("--")]
+    for flag in flags_given:
+        if flags_given.count(flag) > 1:
+            raise ExperimentError("is given twice", key=flag)
+    positional = {"search": "space", "train": "space", "teacher": "space", "data": "name", "ui": "study"}.get(args.verb)
+    for name, value in vars(args).items():
+        if isinstance(value, str) and not value.strip() and name != positional:
+            flags = {key: flag for flag, (key, _, _) in _FLAGS.items()}
+            raise ExperimentError("needs a value", key=flags.get(name, f"--{name.replace('_', '-')}"))
 
 
 def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -136,6 +199,8 @@ def _overrides(words: list[str], known: Sequence[str]) -> dict[str, str]:
             if not rest:
                 raise ExperimentError("needs a value", key=key)
             value = rest.pop(0)
+        if not value.strip():
+            raise ExperimentError("needs a value", key=key)
         if key[2:] in found:
             raise ExperimentError("is given twice", key=key)
         found[key[2:]] = value
@@ -159,32 +224,23 @@ def _experiment(args: argparse.Namespace, words: list[str]) -> Any:
     values: dict[str, Any] = {}
     typed: dict[str, str] = {}
     for flag, key in flags.items():
-        text = getattr(args, key)
+        text = getattr(args, key, None)
         if text is not None:
-            values[key] = _seconds(text) if key == "search.time_budget" else parse_value(text)
+            values[key] = _seconds(text) if key == "search.time_budget" else parse_value(text, flag)
             typed[key] = flag
-    if args.seed is not None:
+    if getattr(args, "seed", None) is not None:
         for key in ("search.seed", "train.seed", "train.plan_seed"):
-            values[key], typed[key] = parse_value(args.seed), "--seed"
+            values[key], typed[key] = parse_value(args.seed, "--seed"), "--seed"
     for key, text in _overrides(words, [*flags, "--seed", "--name", "--output", "--resume", "--dry-run"]).items():
         if key in values:
             raise ExperimentError(f"is given twice, as {typed[key]} too", key=f"--{key}")
-        values[key] = parse_value(text)
+        values[key] = parse_value(text, f"--{key}")
     return load(spaces.find(args.space) if args.space else None, values, typed)
 
 
 def _search(args: argparse.Namespace, words: list[str]) -> None:
-    if args.resume:
-        given = [f for f, (key, _, _) in _FLAGS.items() if getattr(args, key) is not None]
-        given += [f"--{n}" for n in ("seed", "name") if getattr(args, n) is not None] + words
-        if args.space or given or args.dry_run:
-            extra = args.space or (given or ["--dry-run"])[0]
-            raise ExperimentError(
-                "a study goes on as it was started; nothing else can be given with --resume", key=extra
-            )
-        from akd.study import resume
-
-        resume(args.resume, output=args.output, tracking_uri=args.tracking_uri, ray_address=args.ray_address)
+    if args.resume is not None:
+        _resume(args, words)
         return
     if not args.space and not any("space." in w for w in words):
         from akd import spaces
@@ -192,25 +248,96 @@ def _search(args: argparse.Namespace, words: list[str]) -> None:
         raise ExperimentError(f"name a search space: a file, or one of {', '.join(spaces.names())}")
     experiment = _experiment(args, words)
     if args.dry_run:
-        from akd import dryrun, prepare
+        from akd import dryrun, study
         from akd.terminal import standard_console
 
-        ready = prepare.prepare(experiment)
-        prepare.study_folder(Path(args.output), args.name or prepare.default_name(experiment), resume=False)
+        ready, _, _ = study.check(experiment, **_places(args))
         dryrun.show(ready, standard_console(), Path(args.output))
         return
     from akd import study
 
-    study.search(
-        experiment, name=args.name, output=args.output, tracking_uri=args.tracking_uri, ray_address=args.ray_address
+    study.search(experiment, **_places(args))
+
+
+def _places(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("name", "output", "tracking_uri", "tracking_later", "ray_address")
+    return {name: getattr(args, name) for name in names}
+
+
+def _resume(args: argparse.Namespace, words: list[str]) -> None:
+    given = [f for f, (key, _, _) in _FLAGS.items() if getattr(args, key) is not None]
+    given += ["--seed"] * (args.seed is not None) + words
+    never = ["--name"] * (args.name is not None) + ["--dry-run"] * args.dry_run
+    if never or (given and not args.space):
+        problem = "a study goes on as it was started; nothing else can be given with --resume"
+        raise ExperimentError(problem, key=(never or given)[0])
+    from akd.study import resume
+
+    experiment = _experiment(args, words) if args.space else None
+    places = {name: value for name, value in _places(args).items() if name not in ("name", "tracking_later")}
+    resume(args.resume, experiment=experiment, **places)
+
+
+def _workers(args: argparse.Namespace) -> int | None:
+    from akd.yamlfile import parse_value
+
+    if args.workers is None:
+        return None
+    value = parse_value(args.workers, "--workers")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ExperimentError("must be a whole number of at least 1", key="--workers", value=value)
+    return value
+
+
+def _something(args: argparse.Namespace, flags: Sequence[str], words: list[str]) -> None:
+    """Refuse a command that says nothing of what to train."""
+    if not args.space and not words and all(getattr(args, _FLAGS[f][0]) is None for f in flags):
+        from akd import spaces
+
+        names = ", ".join(spaces.names())
+        raise ExperimentError(f"name an experiment: a file, or one of {names}; or set one with {', '.join(flags)}")
+
+
+def _train(args: argparse.Namespace, words: list[str]) -> None:
+    from akd import single
+
+    if args.resume is not None:
+        given = [f for f in _RUN_FLAGS if getattr(args, _FLAGS[f][0]) is not None]
+        given += [f"--{n}" for n in ("seed", "name", "workers") if getattr(args, n) is not None] + words
+        if args.space or given:
+            problem = "a run goes on as it was started; nothing else can be given with --resume"
+            raise ExperimentError(problem, key=args.space or given[0])
+        places = {name: getattr(args, name) for name in ("output", "tracking_uri", "ray_address")}
+        single.go_on(args.resume, **places)
+        return
+    _something(args, _RUN_FLAGS, words)
+    single.distil(_experiment(args, words), workers=_workers(args), **_places(args))
+
+
+def _teacher(args: argparse.Namespace, words: list[str]) -> None:
+    from akd import single
+    from akd.summary import shown_path
+
+    _something(args, _TEACHER_FLAGS, words)
+    found = single.teach(
+        _experiment(args, words), output=args.output, workers=_workers(args), ray_address=args.ray_address
     )
+    if not found.found:
+        print(f"kept in {shown_path(found.folder)}; searches with the same settings find it")
 
 
-def _list(what: str) -> None:
+def _list(what: str, name: str | None) -> None:
     from rich.table import Table
 
     from akd.terminal import standard_console
 
+    if what == "methods":
+        from akd import listing
+
+        listing.show(standard_console(), name)
+        return
+    if name is not None:
+        raise ExperimentError("is one argument too many: only methods have pages of their own", key=name)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     if what == "models":
         from akd.models import create_model, list_models, parameter_count
@@ -221,18 +348,6 @@ def _list(what: str) -> None:
             table.add_row(name, f"{parameter_count(create_model(name, 100)):,}")
         table.caption = "also module:factory, torchvision:name, timm:name"
         table.caption_justify = "left"
-    elif what == "methods":
-        from dataclasses import fields
-
-        from akd.data.policies import augments
-        from akd.methods import hosts, views
-
-        for column in ("method", "does", "settings (default)", "paper"):
-            table.add_column(column)
-        for name, info in [(n, r.info(n)) for r in (hosts, views, augments) for n in r.names()]:
-            config = info.get("config")
-            settings = [f"{f.name} ({f.default})" for f in fields(config) if f.name != "name"] if config else []
-            table.add_row(name, info.get("summary", ""), ", ".join(settings), info.get("paper", ""))
     elif what == "data":
         from akd.data import readers
 
@@ -295,16 +410,25 @@ def _run(arguments: Sequence[str]) -> None:
     plain, dotted = _apart(arguments)
     args, words = parser.parse_known_args(plain)
     words += dotted
+    if args.verb is None and words:
+        raise ExperimentError("unknown argument; see 'akd --help'", key=words[0])
     if args.verb is None:
         parser.print_help()
         return
+    _given(args, plain)
     if args.verb == "search":
         _search(args, words)
+        return
+    if args.verb == "train":
+        _train(args, words)
+        return
+    if args.verb == "teacher":
+        _teacher(args, words)
         return
     if words:
         raise ExperimentError(f"unknown argument for akd {args.verb}", key=words[0])
     if args.verb == "list":
-        _list(args.what)
+        _list(args.what, args.name)
     elif args.verb == "evaluate":
         _evaluate(args)
     elif args.verb == "data":

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from akd.config import SearchConfig
-from akd.errors import ExperimentError
+from akd.errors import AkdError, ExperimentError
 
 _SETTINGS = {
-    # Ray binds its servers to every interface even on a loopback node; this keeps a local Ray to 127.0.0.1.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -24,7 +24,36 @@ _SETTINGS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_THRESHOLD_S": "30",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # How soon Ray Train sees that workers have ended or died; its default adds two seconds to every run.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
 }
+#: Only for a Ray of akd's own, all of which is on this machine.
+_LOCAL = {
+    # Ray binds its servers to every interface even on a loopback node; this keeps a local Ray to 127.0.0.1.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # The same for the workers' connections among themselves.
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+
+
+#: The resource that only the head of a cluster has: what steers runs there survives the loss of any other node.
+HEAD = "node:__internal_head__"
+#: Fewer images than this keep no worker busy; the teacher and the final runs take no more workers than that allows.
+_LEAST_SHARE = 16
+
+
+@dataclass(frozen=True)
+class Team:
+    """The workers of one run.
+
+    Attributes:
+        size: how many.
+        cpus, gpus: of each.
+    """
+
+    size: int
+    cpus: float
+    gpus: float
 
 
 @dataclass(frozen=True)
@@ -32,13 +61,20 @@ class Resources:
     """What one trial gets and how many fit.
 
     Attributes:
-        cpus, gpus: of one trial.
+        cpus, gpus: of one trial, all its workers together.
         concurrent: trials at a time.
+        workers: of one trial.
     """
 
     cpus: float
     gpus: float
     concurrent: int
+    workers: int = 1
+
+    @property
+    def team(self) -> Team | None:
+        """The workers of a trial that has several."""
+        return Team(self.workers, self.cpus / self.workers, self.gpus / self.workers) if self.workers > 1 else None
 
 
 def connect(address: str | None) -> bool:
@@ -49,20 +85,27 @@ def connect(address: str | None) -> bool:
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
+    settings = _SETTINGS | (_LOCAL if local else {})
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
     if local:
-        for name, value in _SETTINGS.items():
-            os.environ.setdefault(name, value)
         protect_token()
-    else:
-        for name, value in _SETTINGS.items():
-            if not name.startswith("RAY_ENABLE"):
-                os.environ.setdefault(name, value)
     import ray
 
+    # Processes of a private Ray inherit this one's environment; those of another have to be told.
+    runtime = None if local else {"env_vars": {k: os.environ[k] for k in settings} | {"RAY_ADDRESS": address}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            # By itself Ray counts CPUs this process may not use.
+            cpus = int(machine()["CPU"]) if local else None
+            ray.init(
+                address=address,
+                num_cpus=cpus,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env=runtime,
+            )
         except ConnectionError as error:
             raise ExperimentError(
                 f"no Ray answers there: {str(error).splitlines()[0]}", key="ray-address", value=address
@@ -72,6 +115,29 @@ def connect(address: str | None) -> bool:
     # A stale address from the environment would lead every child process to another cluster.
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     return local
+
+
+def check_state_api(seconds: float = 30.0) -> None:
+    """Make sure that Ray's State API answers: without it the resources of a killed group of workers stay taken.
+
+    Raises:
+        AkdError: silence for ``seconds``.
+    """
+    from ray.util.state import list_nodes
+
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            list_nodes(limit=1, timeout=5, raise_on_missing_output=False)
+        except Exception as error:
+            if time.monotonic() > end:
+                raise AkdError(
+                    "Ray's State API does not answer, and several workers need it: start Ray with its dashboard, "
+                    f"from ray[default] ({str(error).splitlines()[0]})"
+                ) from None
+            time.sleep(0.5)
+        else:
+            return
 
 
 def protect_token(path: Path | None = None) -> None:
@@ -107,30 +173,132 @@ def share(search: SearchConfig, nodes: list[dict[str, float]]) -> Resources:
         nodes: the ``CPU`` and ``GPU`` of each node.
 
     Raises:
-        ExperimentError: a trial fits on no node.
+        ExperimentError: a trial, or one of its workers, fits on no node; fewer places than workers.
     """
+    workers = search.workers_per_trial
     any_gpu = any(n.get("GPU", 0) for n in nodes)
-    gpus = search.gpus_per_trial if search.gpus_per_trial is not None else float(any_gpu)
+    # Of each worker.
+    gpus = search.gpus_per_trial / workers if search.gpus_per_trial is not None else float(any_gpu)
+    # Two workers of one run cannot share a GPU: their collectives would wait for each other.
+    if workers > 1 and gpus % 1:
+        raise ExperimentError(
+            f"must be a whole number for each of {workers} workers", key="search.gpus_per_trial", value=gpus * workers
+        )
     # The least share of CPUs that goes with these GPUs on a node that has them: then every GPU is used.
     shares = [n.get("CPU", 0) * gpus // n["GPU"] for n in nodes if gpus and n.get("GPU", 0) >= gpus]
-    cpus = search.cpus_per_trial or max(1.0, min(shares, default=1.0))
-
-    def fits(node: dict[str, float]) -> int:
-        counts = [int(node.get("CPU", 0) / cpus + 1e-9)]
-        if gpus:
-            counts.append(int(node.get("GPU", 0) / gpus + 1e-9))
-        return min(counts)
-
-    room = sum(fits(n) for n in nodes)
-    if room < 1:
+    cpus = search.cpus_per_trial / workers if search.cpus_per_trial else max(1.0, min(shares, default=1.0))
+    places = [_places(n, cpus, gpus) for n in nodes]
+    if sum(places) < 1:
         most = {k: max((n.get(k, 0) for n in nodes), default=0) for k in ("CPU", "GPU")}
         key, value, have = ("cpus_per_trial", cpus, most["CPU"])
         if gpus and gpus > most["GPU"]:
             key, value, have = ("gpus_per_trial", gpus, most["GPU"])
+        each = f"; {value:g} for each of {workers} workers" if workers > 1 else ""
         raise ExperimentError(
-            f"fits on no node; the largest has {have:g} {key[:3].upper()}s", key=f"search.{key}", value=value
+            f"fits on no node; the largest has {have:g} {key[:3].upper()}s{each}",
+            key=f"search.{key}",
+            value=value * workers,
         )
-    return Resources(cpus, gpus, min(room, search.concurrent or room))
+    if sum(places) < workers:
+        what = f"{gpus:g} GPUs and {cpus:g} CPUs" if gpus else f"{cpus:g} CPUs"
+        raise ExperimentError(
+            f"must be at most {sum(places)} here, with {what} for each worker",
+            key="search.workers_per_trial",
+            value=workers,
+        )
+    room = sum(places) // workers  # workers of one trial may sit on several nodes
+    return Resources(cpus * workers, gpus * workers, min(room, search.concurrent or room), workers)
+
+
+def _places(node: dict[str, float], cpus: float, gpus: float) -> int:
+    counts = [int(node.get("CPU", 0) / cpus + 1e-9)]
+    if gpus:
+        counts.append(int(node.get("GPU", 0) / gpus + 1e-9))
+    return min(counts)
+
+
+def everything(search: SearchConfig, nodes: list[dict[str, float]], batch_size: int) -> Team:
+    """The workers of a run that has the whole cluster to itself: one for each GPU, or an even share of the CPUs each.
+
+    Args:
+        batch_size: of the run; a worker gets 16 images at least.
+
+    Raises:
+        ExperimentError: ``search.final_workers`` is more than there is place for.
+    """
+    gpus = [int(n.get("GPU", 0)) for n in nodes]
+    if sum(gpus):
+        cpus = min(n.get("CPU", 0) // int(n["GPU"]) for n in nodes if int(n.get("GPU", 0)))
+        places, one = sum(gpus), Team(1, max(1.0, cpus), 1.0)
+    else:
+        places, one = sum(int(n.get("CPU", 0)) for n in nodes), Team(1, 1.0, 0.0)
+    size = search.final_workers or max(1, min(places, batch_size // _LEAST_SHARE))
+    if size > places:
+        raise ExperimentError(
+            f"must be at most {places} here, one for each {'GPU' if sum(gpus) else 'CPU'}",
+            key="search.final_workers",
+            value=size,
+        )
+    if sum(gpus):
+        return replace(one, size=size)
+    # As many CPUs for each as leave places for all: nodes may be uneven.
+    cpus = next(c for c in range(places // size, 0, -1) if sum(_places(n, c, 0) for n in nodes) >= size)
+    return Team(size, float(cpus), 0.0)
+
+
+def machine() -> dict[str, float]:
+    """What a private Ray on this machine holds: the CPUs this process may use, and the GPUs."""
+    import torch
+
+    cpus = len(os.sched_getaffinity(0))
+    try:  # a container's share: microseconds of CPU in a period of microseconds
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        cpus = min(cpus, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or no limit
+        pass
+    return {"CPU": float(cpus), "GPU": float(torch.cuda.device_count())}
+
+
+def check(search: SearchConfig, address: str | None, batch_sizes: Sequence[int] = (), *, fewer: bool = False) -> None:
+    """Refuse what the machines cannot place, before anything is written: a private Ray need not be started for that.
+
+    Args:
+        search: what a trial asks for.
+        address: as in :func:`connect`.
+        batch_sizes: of the runs that take everything there is.
+        fewer: take ``search.concurrent`` as the most, as a study does that goes on elsewhere.
+
+    Raises:
+        ExperimentError: a trial fits on no node, fewer trials fit at once than are asked for, no Ray answers.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    found = [machine()] if address == "local" else _nodes_at(address)
+    resources = share(search, found)
+    for batch_size in batch_sizes:
+        everything(search, found, batch_size)
+    if search.concurrent and resources.concurrent < search.concurrent and not fewer:
+        raise ExperimentError(
+            f"at most {resources.concurrent} fit at a time: a trial takes {resources.cpus:g} CPUs and "
+            f"{resources.gpus:g} GPUs, there are {sum(n.get('CPU', 0) for n in found):g} and "
+            f"{sum(n.get('GPU', 0) for n in found):g}",
+            key="search.concurrent",
+            value=search.concurrent,
+        )
+
+
+def _nodes_at(address: str) -> list[dict[str, float]]:
+    """The nodes of a Ray that runs elsewhere; this process stays unconnected."""
+    from akd.addresses import check_ray
+
+    check_ray(address)
+    before = os.environ.get("RAY_ADDRESS")
+    connect(address)
+    try:
+        return nodes()
+    finally:
+        disconnect()
+        if before is not None:
+            os.environ["RAY_ADDRESS"] = before
 
 
 def nodes() -> list[dict[str, float]]:

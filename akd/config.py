@@ -10,12 +10,13 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from akd import yamlfile
+from akd import extras, yamlfile
 from akd.data.dataset import DataConfig
 from akd.data.dataset import readers as data_readers
 from akd.data.policies import augments
@@ -36,6 +37,10 @@ class TrainConfig:
         1, low=1, high=100, help="passes over the training split in an epoch: stretches the run and its whole schedule"
     )
     batch_size: int = setting(64, low=1, help="images per step, whatever the number of workers")
+    micro_batch: int | None = setting(
+        None, low=1, help="most images of one forward pass of a worker; a larger share is added up part by part"
+    )
+    sync_batchnorm: bool = setting(True, help="batch statistics over all workers of a run")
     lr: float = setting(0.05, above=0, help="highest learning rate of SGD")
     momentum: float = setting(0.9, low=0, below=1)
     nesterov: bool = setting(False, help="Nesterov momentum")
@@ -85,8 +90,12 @@ class SearchConfig:
     eta: int = setting(3, low=2, when=("scheduler", "asha"), help="one of eta goes on at each rung")
     seed: int = setting(0, low=0, help="seed of the sampler and of every trial")
     concurrent: int | None = setting(None, low=1, help="trials at a time; default what the machine holds")
-    cpus_per_trial: float | None = setting(None, above=0, help="default 1, or a GPU's share of the CPUs")
-    gpus_per_trial: float | None = setting(None, low=0, help="default 1 where there are GPUs")
+    workers_per_trial: int = setting(1, low=1, help="several share a trial's batches, as a Ray Train job")
+    cpus_per_trial: float | None = setting(None, above=0, help="default 1 a worker, or a GPU's share of the CPUs")
+    gpus_per_trial: float | None = setting(None, low=0, help="default 1 a worker where there are GPUs")
+    final_workers: int | None = setting(
+        None, low=1, help="workers of teacher and final runs; default all GPUs, or all CPUs where there is no GPU"
+    )
     time_budget: float | None = setting(None, above=0, help="seconds after which no new trial starts")
     champion_seeds: int | None = setting(None, low=1, help="runs of winner and controls; default 2 for digits, else 3")
     log_checkpoints: str = setting(
@@ -132,8 +141,10 @@ class Experiment:
             name = values.get(f"method.{part}.name")
             if name is not None and name != mine:  # another member starts from its own defaults
                 tree["method"][part] = {"name": name}
+        extras.restart(tree["method"]["extra"], self.method.extra, values)
         for key, value in values.items():
             _put(tree, key, value, self.origins)
+            tree = _expand(tree, self.origins)
         return resolve(tree, self.origins, strict=False)
 
     @property
@@ -190,6 +201,8 @@ def _expand(tree: dict[str, Any], origins: Origins) -> dict[str, Any]:
     if isinstance(method, Mapping):
         named = {k: {"name": method[k]} for k in ("host", "views", "augment") if isinstance(method.get(k), str)}
         tree["method"] = {**method, **named}
+        if "extra" in method:
+            tree["method"]["extra"] = extras.expand(method["extra"], origins)
     return tree
 
 
@@ -234,7 +247,7 @@ def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: 
     Raises:
         ExperimentError: see :mod:`akd.settings`.
     """
-    origins = origins or Origins()
+    origins = Origins() if origins is None else origins
     tree = _expand(copy.deepcopy(dict(tree)), origins)
     for key in tree:
         if key not in _SECTIONS:
@@ -265,13 +278,19 @@ def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: 
 
 def _method(tree: dict[str, Any], origins: Origins, strict: bool) -> MethodConfig:
     host = _member(hosts, "host", tree.pop("host", {}) or {}, "kd", origins, strict)
-    teacher_views = _views(tree.pop("views", None), host, origins, strict)
-    augment = _augment(tree.pop("augment", None), host, origins, strict)
-    ready = {"host": host, "views": teacher_views, "augment": augment}
-    return build(MethodConfig, tree, prefix="method", origins=origins, strict=strict, ready=ready)
+    others = _mapping(tree.pop("extra", None), "method.extra", origins)
+    extra = extras.read(others, host, partial(_member, hosts), origins, strict)
+    teacher_views = _views(tree.pop("views", None), [host, *extra.values()], origins, strict)
+    augment = _augment(tree.pop("augment", None), host, bool(extras.needs(host, *extra.values())), origins, strict)
+    ready = {"host": host, "views": teacher_views, "extra": extra, "augment": augment}
+    built = build(MethodConfig, tree, prefix="method", origins=origins, strict=strict, ready=ready)
+    if built.normalise and not extras.needs(host):
+        problem, where = f"has no effect over {host.name}, which learns from no teacher", origins.of("method.normalise")
+        raise ExperimentError(problem, key="method.normalise", value=True, where=where)
+    return built
 
 
-def _views(given: Any, host: Any, origins: Origins, strict: bool) -> Any:
+def _views(given: Any, over: list[Any], origins: Origins, strict: bool) -> Any:
     if given is None:
         return None
     values = _mapping(given, "method.views", origins)
@@ -287,8 +306,10 @@ def _views(given: Any, host: Any, origins: Origins, strict: bool) -> Any:
             raise ExperimentError("has no effect without views", key=f"method.views.{key}", where=place)
         return None
     found = _member(views, "views", values, "", origins, strict)
-    if not getattr(hosts.get(host.name), "needs", ()):
-        problem = f"have no effect over {host.name}, which learns from no teacher"
+    needs = extras.needs(*over)
+    if not needs & {"logits", "embedding"}:  # views stand in for these alone
+        reads = "no logits or embeddings" if needs else "no teacher"
+        problem = f"have no effect over {over[0].name}, which learns from {reads}"
         raise ExperimentError(problem, key="method.views", value=name, where=where)
     return found
 
@@ -300,7 +321,7 @@ _REGISTRIES = {
 }
 
 
-def _augment(given: Any, host: Any, origins: Origins, strict: bool) -> Any:
+def _augment(given: Any, host: Any, taught: bool, origins: Origins, strict: bool) -> Any:
     if given is None:
         return None
     key = "method.augment"
@@ -314,12 +335,12 @@ def _augment(given: Any, host: Any, origins: Origins, strict: bool) -> Any:
             raise ExperimentError("has no effect without augmentation", key=f"{key}.{name}", where=place)
         return None
     found = _member(augments, "augment", values, "", origins, strict)
-    check_augment(found, host.name, bool(getattr(hosts.get(host.name), "needs", ())), origins.of)
+    check_augment(found, host.name, taught, origins.of)
     return found
 
 
 def _member(registry: Registry, part: str, given: Any, default: str, origins: Origins, strict: bool) -> Any:
-    """The config object of ``method.host``, ``method.views`` or ``method.augment``."""
+    """The config object of ``method.host``, ``method.views``, ``method.augment`` or ``method.extra.NAME``."""
     key = f"method.{part}"
     values = _mapping(given, key, origins)
     name, where = values.setdefault("name", default), origins.of(f"{key}.name")
@@ -333,7 +354,8 @@ def _member(registry: Registry, part: str, given: Any, default: str, origins: Or
     cls = registry.info(name).get("config")
     if cls is None:
         raise ExperimentError(
-            f"has no config class; register it with {_REGISTRIES[part]}.register(name, config=...)",
+            f"has no config class; register it with {_REGISTRIES.get(part, _REGISTRIES['host'])}"
+            ".register(name, config=...)",
             key=key,
             value=name,
             where=where,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.syntax import Syntax
 
-from akd.cluster import share
+from akd.cluster import machine, share
 from akd.config import Experiment
 from akd.data import TrainData
 from akd.fit import fit
@@ -85,8 +84,7 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
         teacher = step_seconds(own, data) * (len(data.train) // own.train.batch_size) * passes
     epochs = experiment.train.epochs
     mean = expected_epochs(epochs, search.grace, search.eta, search.scheduler)
-    machine = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
-    concurrent = share(search, [machine]).concurrent
+    concurrent = share(search, [machine()]).concurrent
     # A head epoch runs the teacher and the heads, but no student.
     heads = experiment.method.warmup_epochs * max(0.0, trial - alone)
     searching = steps * ((trial * mean + heads) * search.trials + (trial + alone) * epochs) / concurrent

@@ -23,18 +23,28 @@ class ExperimentError(AkdError, ValueError):
     _NOTHING = object()
 
     def __init__(self, problem: str, *, key: str | None = None, value: object = _NOTHING, where: str | None = None):
-        self.problem, self.key, self.where = problem, key, where
+        self.problem, self.key, self.value, self.where = problem, key, value, where
         parts = [f"{where}: "] if where else []
         if key:
             parts.append(key)
             if value is not self._NOTHING:
-                parts.append(f" = {value!r}")
+                parts.append(f" = {_short(repr(value))}")
             parts.append(": ")
-        super().__init__("".join(parts) + problem)
+        super().__init__(_one_line("".join(parts) + problem))
+
+    def at(self, where: str | None) -> ExperimentError:
+        """The same mistake with the place it was written at, if it does not name one yet."""
+        if self.where or not where:
+            return self
+        return ExperimentError(self.problem, key=self.key, value=self.value, where=where)
 
 
 class DivergedError(AkdError):
     """Training produced a number that is not finite."""
+
+
+class RunError(AkdError):
+    """A run failed by itself: it diverged, ran out of memory, or met a bug in a method."""
 
 
 class CheckpointError(AkdError):
@@ -43,6 +53,22 @@ class CheckpointError(AkdError):
 
 class Interrupted(AkdError):  # noqa: N818 - an event, not a fault
     """The user or the machine asked akd to stop; state on disk allows going on."""
+
+
+def _short(text: str, most: int = 160) -> str:
+    """A value as it is shown: one of a thousand characters says no more than its beginning."""
+    return text if len(text) <= most else f"{text[: most - 40]}... ({len(text)} characters)"
+
+
+def _one_line(text: str) -> str:
+    """No line ends and no control characters, which could rewrite what a terminal shows."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
+
+
+def reason(error: BaseException) -> str:
+    """Somebody else's exception in one line: its first sentence, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].split(". ")[0].rstrip(".") if lines else type(error).__name__
 
 
 def near(name: object, names: Iterable[str]) -> str:

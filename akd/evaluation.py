@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from akd.data.dataset import DataConfig, Dataset, load
 from akd.data.loader import held_out_batches
 from akd.errors import ExperimentError
 from akd.models import check_images, create_model, load_weights, networks
-from akd.teacher.keep import load_student
+from akd.teacher.keep import load_student, read_config
 
 
 def evaluate_model(
@@ -45,12 +45,18 @@ def evaluate_model(
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(model).expanduser()
-    handed = (folder / "config.json").is_file()
+    try:
+        handed, is_folder = (folder / "config.json").is_file(), folder.is_dir()
+    except OSError as error:  # a name longer than the system takes
+        raise ExperimentError(f"cannot be read: {error.strerror}", key="--model", value=model) from None
+    if is_folder and not handed:
+        problem = "is a folder without config.json and student.safetensors, which a student that akd hands over has"
+        raise ExperimentError(problem, key="--model", value=model)
     if handed:
         if weights is not None:
             raise ExperimentError("has no effect: the folder holds its weights", key="--weights", value=str(weights))
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        mean, std = mean or config["normalise"]["mean"], std or config["normalise"]["std"]
+        own = read_config(folder)["normalise"]
+        mean, std = mean or own["mean"], std or own["std"]
     dataset = _normalised(load(data), mean, std)
     net = load_student(folder) if handed else _network(dataset, model, weights, taps)
     return _scores(net.to(device).eval(), dataset, device)
@@ -60,6 +66,9 @@ def _normalised(dataset: Dataset, mean: Sequence[float], std: Sequence[float]) -
     for key, value in (("--mean", mean), ("--std", std)):
         if (value or mean or std) and len(value) != dataset.channels:
             problem = f"must have {dataset.channels} values, one for each channel, together with mean or std"
+            raise ExperimentError(problem, key=key, value=list(value))
+        if any(not math.isfinite(v) or (key == "--std" and v <= 0) for v in value):
+            problem = f"must be finite numbers{' above 0' if key == '--std' else ''}"
             raise ExperimentError(problem, key=key, value=list(value))
     return replace(dataset, mean=tuple(mean), std=tuple(std)) if mean else dataset
 

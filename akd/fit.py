@@ -28,6 +28,7 @@ from akd.errors import CheckpointError, DivergedError, ExperimentError
 from akd.methods import Method, Shapes, create_method
 from akd.metrics import Mean, evaluate, step_accuracy
 from akd.models import Output, check_images, seeded_model
+from akd.step import Part, Stepper
 from akd.teacher.source import TeacherSource
 from akd.world import ALONE, World
 
@@ -116,13 +117,12 @@ class TrainState:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
 
-    def step(self, loss: Tensor) -> None:
-        """One step of the optimizer down the gradient of ``loss``."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+    def step(self) -> None:
+        """One step of the optimizer down the gradients; they are gone afterwards."""
         if self.train_config.grad_clip:
             nn.utils.clip_grad_norm_(self.parameters, self.train_config.grad_clip)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -253,6 +253,21 @@ def check_data(experiment: Experiment, data: TrainData) -> None:
         )
 
 
+def check_workers(experiment: Experiment, size: int) -> None:
+    """Refuse more workers than a batch has images.
+
+    Raises:
+        ExperimentError: a worker would get none.
+    """
+    if size > experiment.train.batch_size:
+        raise ExperimentError(
+            f"must be at least {size}, one image for each worker",
+            key="train.batch_size",
+            value=experiment.train.batch_size,
+            where=experiment.origins.of("train.batch_size"),
+        )
+
+
 def fit(
     experiment: Experiment,
     data: TrainData,
@@ -277,36 +292,40 @@ def fit(
         report_heads: called after every head epoch, all of which come before the first epoch.
         stop: asked after every report; true ends the run.
         device: where to train.
-        world: the workers that share this run.
+        world: the workers that share this run; each calls with the same arguments and gets the same metrics.
 
     Raises:
-        DivergedError: a loss that is not finite; nothing of that epoch is reported.
-        ExperimentError: fewer images than a batch.
+        DivergedError: a loss that is not finite; nothing of that epoch is reported. All workers raise it.
+        ExperimentError: fewer images than a batch or than workers; parts of a batch for a relational method.
         CheckpointError: ``start`` is damaged or of another experiment.
     """
     train, device = experiment.train, torch.device(device)
     check_data(experiment, data)
+    check_workers(experiment, world.size)
     if train.threads:
         torch.set_num_threads(train.threads)
-    amp = train.precision == "bfloat16" or (train.precision == "auto" and device.type == "cuda")
-    dtype = _DTYPES.get(train.precision, torch.float32)
     loader = DeviceLoader(
         data,
         batch_size=train.batch_size,
         seed=train.seed,
         plan_seed=train.plan_seed,
         device=device,
-        dtype=dtype,
+        dtype=_DTYPES.get(train.precision, torch.float32),
         world=world,
         policy=create_policy(experiment.method.augment, data),
         passes=train.epoch_factor,
     )
-    student = build_student(experiment, data).to(device, dtype)
-    image = next(loader.plain(data.train[:1]))[0]
-    shapes = shapes_of(student, image, teacher_source, len(data.dataset.classes), len(data.dataset.labels))
-    method = create_method(experiment.method, shapes, label_smoothing=train.label_smoothing, seed=train.seed)
-    state = TrainState(train, student, method.to(device, dtype), device)
+    state, method = _networks(experiment, data, teacher_source, loader, world)
+    amp = train.precision == "bfloat16" or (train.precision == "auto" and device.type == "cuda")
     loader.score = _scorer(loader, state, teacher_source, amp)
+    stepper = Stepper(
+        state.student,
+        method,
+        teacher_source,
+        world=world,
+        amp=amp,
+        micro_batch=train.micro_batch,
+    )
     if start is not None:
         state.load(start)
         if state.history:
@@ -314,17 +333,17 @@ def fit(
         elif state.head_history:
             report_heads(_head_record(state))
     while not state.epoch and state.head_epoch < method.warmup_epochs:
-        assert teacher_source is not None
-        metrics = _train_heads(state, loader, teacher_source, state.head_epoch + 1, amp, world)
+        metrics = _train_heads(state, loader, stepper, state.head_epoch + 1)
         _check_finite({**metrics, "weights": _size(state.parameters)}, state.head_epoch + 1, "head epoch")
         state.head_epoch += 1
         state.head_history.append({"head_epoch": float(state.head_epoch), **metrics})
         report_heads(_head_record(state))
     stopped = False
-    while state.epoch < train.epochs and not (stopped := bool(state.epoch) and stop()):
-        metrics = _train_epoch(state, loader, teacher_source, state.epoch + 1, amp, world)
+    while state.epoch < train.epochs and not (stopped := bool(state.epoch) and world.any(stop())):
+        metrics = _train_epoch(state, loader, stepper, state.epoch + 1)
         if len(data.val):
-            scores = evaluate(state.scored, loader.plain(data.val))
+            low, high = world.share(len(data.val))
+            scores = evaluate(state.scored, loader.plain(data.val[low:high]), world)
             metrics |= {f"val/{k}": v for k, v in scores.items()}
         # The last step of an epoch shows in no loss of its own: the weights tell, and the validation loss.
         _check_finite({**metrics, "weights": _size(state.parameters)}, state.epoch + 1)
@@ -333,6 +352,29 @@ def fit(
         report(_record(state, train))
     accuracy = state.history[-1].get("val/accuracy", math.nan) if state.history else math.nan
     return FitResult(state.history, state.epoch, accuracy, stopped, state.scored.eval())
+
+
+def _networks(
+    experiment: Experiment, data: TrainData, source: TeacherSource | None, loader: DeviceLoader, world: World
+) -> tuple[TrainState, Method]:
+    """Student and method as they start, on the device."""
+    train = experiment.train
+    student = build_student(experiment, data).to(loader.device, loader.dtype)
+    image = next(loader.plain(data.train[:1]))[0]
+    shapes = shapes_of(student, image, source, len(data.dataset.classes), len(data.dataset.labels))
+    method = create_method(experiment.method, shapes, label_smoothing=train.label_smoothing, seed=train.seed)
+    if train.micro_batch and method.relational:
+        raise ExperimentError(
+            f"cannot be combined with {experiment.method.title}, which compares the images of a whole batch",
+            key="train.micro_batch",
+            value=train.micro_batch,
+            where=experiment.origins.of("train.micro_batch"),
+        )
+    if train.sync_batchnorm:
+        student = world.synchronised(student)
+        if not method.relational:  # which sees the global batch anyway
+            method = world.synchronised(method)  # type: ignore[assignment]
+    return TrainState(train, student, method.to(loader.device, loader.dtype), loader.device), method
 
 
 def _scorer(loader: DeviceLoader, state: TrainState, source: TeacherSource | None, amp: bool) -> Scorer | None:
@@ -357,64 +399,55 @@ def _size(parameters: list[nn.Parameter]) -> float:
     return float(torch.stack([p.detach().abs().sum() for p in parameters]).sum())
 
 
-def _train_heads(
-    state: TrainState, loader: DeviceLoader, source: TeacherSource, head_epoch: int, amp: bool, world: World
-) -> dict[str, float]:
+def _train_heads(state: TrainState, loader: DeviceLoader, stepper: Stepper, head_epoch: int) -> dict[str, float]:
     """A head epoch: images and order of the student's epoch of the same number, so that one teacher cache serves both.
 
     The learning rate falls along a cosine from the student's highest to 0 over all head epochs, whatever the schedule.
     """
     train, means, began = state.train_config, Mean(), time.perf_counter()
-    weights, steps = state.method.weights(), loader.steps * state.method.warmup_epochs
+    steps = loader.steps * state.method.warmup_epochs
     state.method.train()
     lr = train.lr
     for images, batch in loader.epoch(head_epoch, "heads"):
         lr = train.lr * 0.5 * (1 + math.cos(math.pi * ((head_epoch - 1) * loader.steps + batch.step) / steps))
         state.set_lr(lr)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-            terms = state.method.warmup(source(images, batch), batch)
-        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        state.step(loss * (world.size * batch.images / batch.total))
-        means.add("heads/loss", loss)
-        for name, value in _watched(state.method, terms).items():
-            means.add(name, value)
-    metrics = means.read()
+        for part in stepper.gradients(images, batch, heads=True):
+            _watch(means, state.method, part, "heads/loss")
+        state.step()
+    metrics = means.read(stepper.world)
     return metrics | {"lr": lr} | _speed(loader, time.perf_counter() - began)
 
 
-def _watched(method: Method, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"loss/{name}": term for name, term in terms.items()} | method.measures()
+def _watch(means: Mean, method: Method, part: Part, loss: str) -> None:
+    count = len(part.batch.index)
+    means.add(loss, part.loss, count)
+    for name, value in ({f"loss/{name}": term for name, term in part.terms.items()} | method.measures()).items():
+        means.add(name, value, count)
 
 
 def _speed(loader: DeviceLoader, seconds: float) -> dict[str, float]:
-    return {"time/epoch_s": seconds, "time/images_per_s": loader.steps * loader.batch_size / seconds}
+    return {
+        "time/epoch_s": seconds,
+        "time/images_per_s": loader.steps * loader.batch_size / seconds,
+        "time/devices": float(loader.world.size),
+    }
 
 
-def _train_epoch(
-    state: TrainState, loader: DeviceLoader, source: TeacherSource | None, epoch: int, amp: bool, world: World
-) -> dict[str, float]:
+def _train_epoch(state: TrainState, loader: DeviceLoader, stepper: Stepper, epoch: int) -> dict[str, float]:
     train, means, began = state.train_config, Mean(), time.perf_counter()
-    weights = state.method.weights()
     state.student.train()
     state.method.train()
     lr = train.lr
     for images, batch in loader.epoch(epoch):
         lr = learning_rate(train, epoch, ((epoch - 1) * loader.steps + batch.step) / (train.epochs * loader.steps))
         state.set_lr(lr)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-            teacher = source(images, batch) if source is not None else None
-            output = state.student(images)
-            terms = state.method(output, teacher, batch)
-        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        # Terms are means over this share; scaled so that the mean of the workers' gradients is the global batch's.
-        share = world.size * batch.images / batch.total
-        state.step(loss * share if share != 1 else loss)
+        for part in stepper.gradients(images, batch):
+            assert part.logits is not None
+            _watch(means, state.method, part, "train/loss")
+            means.add("train/accuracy", step_accuracy(part.logits, part.batch), part.batch.images)
+        state.step()
         state.update_average()
-        means.add("train/loss", loss)
-        means.add("train/accuracy", step_accuracy(output.logits, batch))
-        for name, value in _watched(state.method, terms).items():
-            means.add(name, value)
-    metrics = means.read()
+    metrics = means.read(stepper.world)
     _check_finite(metrics, epoch)
     return metrics | {"lr": lr} | _speed(loader, time.perf_counter() - began)
 

@@ -29,6 +29,7 @@ from akd.config import Experiment
 from akd.data.dataset import TrainData
 from akd.fit import EpochRecord, FitResult, HeadRecord, TrainState, fit
 from akd.teacher.source import TeacherSource
+from akd.world import ALONE, World
 
 #: How a run can stand. PRUNED: ended early by the scheduler. FAILED: diverged or crashed, with a reason.
 RUNNING, COMPLETE, PRUNED, FAILED = "RUNNING", "COMPLETE", "PRUNED", "FAILED"
@@ -157,6 +158,7 @@ def train(
     source: TeacherSource | None,
     *,
     device: torch.device | str = "cpu",
+    world: World = ALONE,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     stop: Callable[[], bool] = lambda: False,
     every_student: bool = False,
@@ -167,16 +169,16 @@ def train(
     ahead of what is kept.
 
     Args:
-        folder: made by :func:`create`.
-        on_epoch: the carrier's own report.
+        folder: made by :func:`create`; all workers see it, worker 0 writes it.
+        world: the workers of this run.
+        on_epoch: the carrier's own report, made by every worker.
         stop: see :func:`akd.fit.fit`.
         every_student: keep the scored weights of each epoch, as ``student/epoch_000003``.
     """
     checkpoints = folder / "checkpoints"
 
     def report(record: EpochRecord) -> None:
-        known = {int(entry["epoch"]) for entry in history(folder)}
-        if record.epoch not in known:
+        if world.rank == 0 and record.epoch not in {int(entry["epoch"]) for entry in history(folder)}:
             state: TrainState = record.state
             path = checkpoints / checkpoint.name(record.epoch)
             if not path.exists():
@@ -190,16 +192,31 @@ def train(
         on_epoch(record)
 
     def report_heads(record: HeadRecord) -> None:
-        if record.head_epoch not in {int(entry["head_epoch"]) for entry in head_history(folder)}:
+        if world.rank == 0 and record.head_epoch not in {int(entry["head_epoch"]) for entry in head_history(folder)}:
             if not (checkpoints / checkpoint.name(0, record.head_epoch)).exists():
                 record.state.save(checkpoints)
             entry = {"head_epoch": record.head_epoch, "at": time.time(), **record.metrics}
             _append_line(folder / "heads.jsonl", json.dumps(entry))
 
-    start = checkpoint.latest(checkpoints)
     return fit(
-        experiment, data, source, start=start, report=report, report_heads=report_heads, stop=stop, device=device
+        experiment,
+        data,
+        source,
+        start=_agreed(checkpoint.latest(checkpoints), checkpoints, world),
+        report=report,
+        report_heads=report_heads,
+        stop=stop,
+        device=device,
+        world=world,
     )
+
+
+def _agreed(path: Path | None, checkpoints: Path, world: World) -> Path | None:
+    """The checkpoint all workers go on from: the one worker 0 found."""
+    if world.size == 1:
+        return path
+    epoch, head_epoch = world.first(checkpoint.numbers(path) if path is not None else (-1, -1))
+    return checkpoints / checkpoint.name(epoch, head_epoch) if epoch >= 0 else None
 
 
 def accuracy(folder: Path) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,33 +39,64 @@ class Prepared:
         return any(names)
 
 
+def complete(experiment: Experiment) -> Experiment:
+    """The experiment with everything filled in that was left open, and folders and files as whole paths."""
+    search, weights = experiment.search, experiment.teacher.weights
+    return replace(
+        experiment,
+        data=replace(experiment.data, dir=str(data_dir(experiment.data))),
+        search=replace(search, champion_seeds=search.champion_seeds or (2 if experiment.data.name == "digits" else 3)),
+        train=replace(
+            experiment.train,
+            threads=experiment.train.threads or max(1, int((search.cpus_per_trial or 1) / search.workers_per_trial)),
+        ),
+        teacher=replace(experiment.teacher, weights=str(Path(weights).expanduser().absolute()) if weights else None),
+    )
+
+
 def prepare(experiment: Experiment) -> Prepared:
     """Check an experiment as far as that goes without training, and fill in what was left open.
 
     Raises:
-        ExperimentError: anything a user can mend.
+        ExperimentError: anything a user can mend; with the place it was written at.
     """
-    search, weights = experiment.search, experiment.teacher.weights
-    experiment = replace(
-        experiment,
-        data=replace(experiment.data, dir=str(data_dir(experiment.data))),
-        search=replace(search, champion_seeds=search.champion_seeds or (2 if experiment.data.name == "digits" else 3)),
-        train=replace(experiment.train, threads=experiment.train.threads or max(1, int(search.cpus_per_trial or 1))),
-        teacher=replace(
-            experiment.teacher,
-            weights=str(Path(weights).expanduser().absolute()) if weights else None,
-            train=replace(
-                experiment.teacher.train, threads=experiment.teacher.train.threads or len(os.sched_getaffinity(0))
-            ),
-        ),
-    )
+    experiment = complete(experiment)
+    with placed(experiment):
+        space = parse(experiment)
+        data = checked(experiment)
+        for p in space.searched:
+            if p.key == "train.batch_size" and (most := max(p.extremes())) > len(data.train):
+                problem = f"must be at most {len(data.train)}, the number of training images"
+                raise ExperimentError(problem, key=f"space.{p.key}", value=most)
+    controls = {}
+    for name in ("none", "kd"):
+        tree = experiment.to_dict() | {"method": name}
+        controls[name] = configuration.resolve(tree, strict=False)
+    return Prepared(experiment, data, space, controls)
+
+
+@contextlib.contextmanager
+def placed(experiment: Experiment) -> Iterator[None]:
+    """Name the file and line, or the flag, in a mistake that is found by somebody who does not know it."""
+    try:
+        yield
+    except ExperimentError as error:
+        raise error.at(experiment.origins.of(error.key) if error.key else None) from None
+
+
+def checked(experiment: Experiment) -> TrainData:
+    """The data of an experiment whose networks, weights and batches fit them.
+
+    Raises:
+        ExperimentError: they do not, or files are missing or damaged.
+    """
     data = split_data(experiment.data, load_data(experiment.data))
-    space = parse(experiment)
     try:
         build_student(experiment, data)
     except (ExperimentError, TypeError, ValueError) as error:
         problem = error.problem if isinstance(error, ExperimentError) else str(error)
-        name, where = experiment.student.name, experiment.origins.of("student.name")
+        origins, name = experiment.origins, experiment.student.name
+        where = origins.of("student.name") or origins.of("student")
         raise ExperimentError(problem, key="student", value=name, where=where) from None
     build_teacher(experiment, data)
     check_data(experiment, data)
@@ -73,14 +106,7 @@ def prepare(experiment: Experiment) -> Prepared:
         except ExperimentError as error:
             key, value = "teacher.train.batch_size", experiment.teacher.train.batch_size
             raise ExperimentError(error.problem, key=key, value=value, where=experiment.origins.of(key)) from None
-    for p in space.searched:
-        if p.key == "train.batch_size":
-            check_data(experiment.with_values({p.key: max(p.extremes())}), data)
-    controls = {}
-    for name in ("none", "kd"):
-        tree = experiment.to_dict() | {"method": name}
-        controls[name] = configuration.resolve(tree, strict=False)
-    return Prepared(experiment, data, space, controls)
+    return data
 
 
 def default_name(experiment: Experiment) -> str:
@@ -89,21 +115,48 @@ def default_name(experiment: Experiment) -> str:
     return f"{data}-{experiment.method.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
+#: What else lies in the folder of all studies.
+_RESERVED = ("artifacts", "mlflow.db", "single", "teachers")
+
+
 def study_folder(output: Path, name: str, *, resume: bool) -> Path:
     """The folder of a study, checked: new for a new one, there for one that goes on.
 
     Raises:
         ExperimentError: malformed or taken name, nothing to resume, folder not writable.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in ("artifacts", "teachers"):
-        raise ExperimentError("must be letters, digits, '.', '_' and '-', and no reserved word", key="name", value=name)
+    if name in _RESERVED:
+        problem = f"is a reserved word: akd keeps something else there ({', '.join(_RESERVED)})"
+        raise ExperimentError(problem, key="name", value=name)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        problem = "must be at most 100 letters, digits, '.', '_' and '-', the first a letter or a digit"
+        raise ExperimentError(problem, key="resume" if resume else "name", value=name)
+    try:
+        return _folder_to_go_on(output, name) if resume else _new_folder(output, name)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ExperimentError):
+            raise
+        problem = f"cannot be {'read' if resume else 'written'}: {getattr(error, 'strerror', None) or error}"
+        raise ExperimentError(problem, key="output", value=str(output)) from None
+
+
+def _folder_to_go_on(output: Path, name: str) -> Path:
     folder = output / name
-    if resume:
+    try:
         if Run.read(folder) is None:
             names = [p.parent.name for p in output.glob("*/run.json")]
             hint = near(name, names) or (f", there are {', '.join(sorted(names))}" if names else "")
             raise ExperimentError(f"there is no study of this name in {output}{hint}", key="resume", value=name)
-        return folder
+    except (ValueError, TypeError) as error:
+        if isinstance(error, ExperimentError):
+            raise
+        problem = f"{folder / 'run.json'} is damaged; the study cannot go on"
+        raise ExperimentError(problem, key="resume", value=name) from None
+    return folder
+
+
+def _new_folder(output: Path, name: str) -> Path:
+    folder = output / name
     # A process killed in its first moment leaves a folder without a run: nothing to go on with, nothing to lose.
     left = folder.is_dir() and all(p.name == "experiment.yaml" or p.name.startswith(".") for p in folder.iterdir())
     if folder.exists() and not left:
@@ -112,9 +165,18 @@ def study_folder(output: Path, name: str, *, resume: bool) -> Path:
             key="name",
             value=name,
         )
-    parent = next(p for p in (output, *output.absolute().parents) if p.exists())
+    check_output(output)
+    return folder
+
+
+def check_output(output: Path) -> None:
+    """Refuse a folder for all studies that cannot be made or written to.
+
+    Raises:
+        ExperimentError: it, or the nearest folder above that is there, is no folder to write to.
+    """
+    parent = next(p for p in (output, *output.absolute().parents) if p.exists() or p.is_symlink())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ExperimentError(
             f"cannot be written: {parent} is no folder akd may write to", key="output", value=str(output)
         )
-    return folder

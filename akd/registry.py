@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from akd.errors import ExperimentError, near
+from akd.errors import ExperimentError, near, reason
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -100,10 +100,10 @@ class Registry:
             found = getattr(importlib.import_module(module), attribute)
         except ExperimentError as error:
             raise ExperimentError(error.problem, key=key, value=name, where=where) from None
-        except Exception as error:  # a user's module may fail in any way
+        except (Exception, SystemExit) as error:  # a user's module may fail in any way, a script may even end
             known = isinstance(error, (ImportError, AttributeError, ValueError, TypeError))
-            reason = str(error) if known else f"{type(error).__name__}: {error}"
-            raise ExperimentError(f"cannot be imported: {reason}", key=key, value=name, where=where) from None
+            why = reason(error) if known else f"{type(error).__name__}: {reason(error)}"
+            raise ExperimentError(f"cannot be imported: {why}", key=key, value=name, where=where) from None
         if not callable(found):
             raise ExperimentError("is not something to call", key=key, value=name, where=where)
         return found

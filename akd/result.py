@@ -69,7 +69,8 @@ class StudyResult:
         best_trial: number, id (Optuna's and the tracker's), parameters, validation accuracy, epochs run.
         champion: test scores and where the student lies.
         gain: control name -> gain of the champion in percentage points.
-        effective_soft_target_weight: of the winner, sum(weight * mass * temperature^2).
+        effective_soft_target_weight: of the winner, sum(weight * mass * temperature^2); ``None`` with normalised terms,
+            where it changes with every step.
         trials: how many ended in which state.
         mlflow: address, experiment, run ids.
         wall_clock_s, device_hours: time passed in all sessions that ended in order; time of devices in training.
@@ -87,7 +88,7 @@ class StudyResult:
     best_trial: dict[str, Any]
     champion: dict[str, Any]
     gain: dict[str, Gain]
-    effective_soft_target_weight: float
+    effective_soft_target_weight: float | None
     trials: dict[str, int]
     mlflow: dict[str, Any]
     wall_clock_s: float

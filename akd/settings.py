@@ -45,7 +45,13 @@ def setting(
 
 
 class Origins(dict[str, str]):
-    """Dotted key -> where the user wrote it (``file:line`` or ``--flag``)."""
+    """Dotted key -> where the user wrote it (``file:line`` or ``--flag``).
+
+    Attributes:
+        file: the experiment file, for what no key of it stands for.
+    """
+
+    file: str | None = None
 
     def of(self, key: str) -> str | None:
         """The place of ``key``, of the nearest parent that has one, or of the first key below it."""

@@ -12,6 +12,8 @@ others, so the space is define-by-run and its order is resolved here.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,11 +66,22 @@ class Parameter:
             return self.choices[trial.suggest_categorical(self.key, tuple(range(len(self.choices))))]
         return self.choices[0]
 
+    def takes(self, value: Any) -> bool:
+        """True if it can have this value (of a float range: any between its ends)."""
+        if self.kind in ("choice", "fixed"):
+            return value in self.choices
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and self.low <= value <= self.high and (self.kind == "float" or value == int(value))
+
     def extremes(self) -> tuple[Any, ...]:
         """Values that show whether the whole range is allowed."""
         if self.kind in ("choice", "fixed"):
             return self.choices
-        return (int(self.low), int(self.high)) if self.kind == "int" else (self.low, self.high)
+        if self.kind == "int":
+            return (int(self.low), int(self.high))
+        # One from within as well: both ends may be whole numbers where only those are allowed.
+        within = () if self.step or self.low == self.high else (self.low + 0.381966 * (self.high - self.low),)
+        return (self.low, *within, self.high)
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,10 @@ def parse(experiment: Experiment) -> Space:
         ExperimentError: malformed entry, low > high, log from 0 or below, a condition on an unknown parameter or in a
             circle, a key the experiment does not have, a value its setting does not allow, nothing to search.
     """
-    parameters = {key: _parameter(str(key), spec, experiment) for key, spec in experiment.space.items()}
+    for key in experiment.space:
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", str(key)):
+            raise _error("is no dotted key, like train.lr", str(key), experiment)
+    parameters = {str(key): _parameter(str(key), spec, experiment) for key, spec in experiment.space.items()}
     order: list[Parameter] = []
     placed: set[str] = set()
     for parameter in parameters.values():
@@ -109,11 +125,15 @@ def parse(experiment: Experiment) -> Space:
                     parameter.key,
                     experiment,
                 )
-            choices = parameters[key].choices
-            never = [v for v in values if choices and v not in choices]
+            other = parameters[key]
+            if other.kind == "float":
+                problem = f"{key} is a range of numbers, which a condition cannot name; give it choices"
+                raise _error(problem, parameter.key, experiment, f"when.{key}", list(values))
+            never = [v for v in values if not other.takes(v)]
             if never or not values:
-                value = never[0] if never else []
-                hint = f"{near(value, map(str, choices))}; it is one of {', '.join(map(str, choices))}"
+                value, taken = never[0] if never else [], ", ".join(map(str, other.choices))
+                is_ = f"one of {taken}" if taken else f"a whole number from {other.low} to {other.high}"
+                hint = f"{near(value, map(str, other.choices))}; it is {is_}"
                 raise _error(f"{key} never has this value{hint}", parameter.key, experiment, f"when.{key}", value)
     while len(order) < len(parameters):
         ready = [p for p in parameters.values() if p.key not in placed and all(key in placed for key, _ in p.when)]
@@ -171,6 +191,8 @@ def _number(key: str, kind: str, spec: Mapping[str, Any], when: Any, experiment:
             continue
         if not isinstance(value, wanted) or isinstance(value, bool):
             raise _error(f"must be a {'whole ' if kind == 'int' else ''}number", key, experiment, name, value)
+        if not math.isfinite(value):
+            raise _error("must be a finite number", key, experiment, name, value)
     low, high, step, log = spec["low"], spec["high"], spec.get("step"), spec.get("log", False)
     if not isinstance(log, bool):
         raise _error("must be true or false", key, experiment, "log", log)
@@ -180,6 +202,8 @@ def _number(key: str, kind: str, spec: Mapping[str, Any], when: Any, experiment:
         raise _error("must be above 0 for a logarithmic range", key, experiment, "low", low)
     if step is not None and step <= 0:
         raise _error("must be above 0", key, experiment, "step", step)
+    if step is not None and step > high - low:
+        raise _error(f"must be at most high - low, which is {high - low:g}", key, experiment, "step", step)
     if step is not None and log:
         raise _error("cannot go with log: true", key, experiment, "step", step)
     return Parameter(key, kind, low, high, step, log, when=when)
@@ -204,7 +228,9 @@ def _when(key: str, when: Any, experiment: Experiment) -> tuple[tuple[str, tuple
 def _check_values(space: Space, experiment: Experiment) -> None:
     """Put the ends of every range into the experiment, conditions met, and see what it says."""
     if not space.searched:
-        raise ExperimentError("nothing to search: give at least one range or list of choices", key="space")
+        where = experiment.origins.of("space") or experiment.origins.file
+        problem = "nothing to search: give at least one range or list of choices"
+        raise ExperimentError(problem, key="space", where=where)
     together: ExperimentError | None = None
     for p in space.parameters:
         if p.key.split(".")[0] in ("search", "space", "data"):
@@ -227,15 +253,27 @@ def _check_values(space: Space, experiment: Experiment) -> None:
                 if error.key == p.key:
                     shown = "" if error.problem.startswith("unknown key") else f"{value!r} "
                     raise _error(f"{shown}{error.problem}", p.key, experiment) from None
+                if (blamed := _blamed(error.key, p.key, context)) is not None:
+                    # Its own turn may say more; if not, it is the two together.
+                    problem = f"{error.problem}, when {p.key} is {value!r}; a 'when' can keep them apart"
+                    together = together or _error(problem, blamed, experiment)
+                    continue
                 if error.key and error.key.startswith(p.key + "."):
                     raise _error(error.problem, p.key, experiment) from None
-                if error.key in context:  # its own turn may say more; if not, it is the two together
-                    problem = f"{error.problem}, when {p.key} is {value!r}; a 'when' can keep them apart"
-                    together = together or _error(problem, error.key, experiment)
-                    continue
-                raise _error(str(error), p.key, experiment) from None
+                plain = ExperimentError(error.problem, key=error.key, value=error.value)
+                raise _error(str(plain), p.key, experiment) from None
     if together:
         raise together
+
+
+def _blamed(key: str | None, tried: str, context: Mapping[str, Any]) -> str | None:
+    """The other parameter that a refused key belongs to: itself, or one beside it (a margin without its views)."""
+    if key is None or key in context:
+        return key
+    section = key.rpartition(".")[0]
+    if not section or tried.startswith(f"{section}."):
+        return None
+    return next((other for other in context if other.startswith(f"{section}.")), None)
 
 
 def _meet(parameter: Parameter, space: Space, context: dict[str, Any]) -> None:

@@ -26,8 +26,13 @@ def find(name: str) -> Path:
         ExperimentError: neither.
     """
     path = Path(name).expanduser()
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+        if path.is_dir() and path.stem not in names():
+            raise ExperimentError("is a folder, not an experiment file", key="space file", value=name)
+    except OSError as error:  # a name longer than the system takes
+        raise ExperimentError(f"cannot be read: {error.strerror}", key="space file", value=name) from None
     if path.stem in names() and path.suffix in ("", ".yaml") and path.parent.name in ("", "search_spaces"):
         return folder() / f"{path.stem}.yaml"
     hint = near(path.stem, names()) or f", shipped are {', '.join(names())}"

@@ -9,28 +9,29 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
+from akd import cluster, spaces, started
 from akd import config as configuration
 from akd import folder as run_folder
+from akd.addresses import check_tracking
 from akd.champion import at_length_of, final_seeds, finals, hand_over
+from akd.cluster import Resources
 from akd.config import Experiment
-from akd.data import load as load_data
-from akd.data import split as split_data
 from akd.errors import AkdError, ExperimentError, Interrupted
-from akd.fit import check_data
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.logged import default_uri, scrubbed
-from akd.prepare import Prepared, default_name, prepare, study_folder
+from akd.prepare import Prepared, complete, default_name, placed, prepare, study_folder
 from akd.result import StudyResult
-from akd.summary import closing_lines, make_result, program, runs, shown_path
-from akd.teacher.keep import Teacher, obtain
-from akd.terminal import Display, percent
+from akd.session import Session
+from akd.summary import closing_lines, closing_title, make_result, program, runs, shown_path
+from akd.teacher.keep import Teacher, find
+from akd.teaching import provide
+from akd.terminal import Display
 from akd.tracking import Tracker
 
 
@@ -40,6 +41,7 @@ def search(
     name: str | None = None,
     output: str | Path = "runs",
     tracking_uri: str | None = None,
+    tracking_later: bool = False,
     ray_address: str | None = None,
     display: Display | None = None,
 ) -> StudyResult:
@@ -50,6 +52,7 @@ def search(
         name: of the study; default from data, method and time.
         output: folder of all studies, teachers and the default MLflow store.
         tracking_uri: MLflow address; default ``$MLFLOW_TRACKING_URI``, else a sqlite file under ``output``.
+        tracking_later: start even if MLflow does not answer now; it is filled in when it does.
         ray_address: default ``$RAY_ADDRESS``, else a private local Ray.
         display: where progress is shown; default the terminal.
 
@@ -58,79 +61,101 @@ def search(
         Interrupted: asked to stop; :func:`resume` goes on.
         AkdError: the search could not be finished.
     """
-    ready = prepare(_resolved(experiment))
-    name = name or default_name(ready.experiment)
-    folder = study_folder(Path(output).absolute(), name, resume=False)
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(folder.parent)
+    ready, folder, uri = check(
+        experiment,
+        name=name,
+        output=output,
+        tracking_uri=tracking_uri,
+        tracking_later=tracking_later,
+        ray_address=ray_address,
+    )
+    name = folder.name
     try:
+        started.keep(folder, ready.experiment)
         run_folder.create(folder, ready.experiment, Run("study", name, tags={"tracking": scrubbed(uri)}))
     except OSError as error:
-        raise ExperimentError(f"cannot be written: {error.strerror}", key="output", value=str(output)) from None
+        problem = f"cannot be written: {error.strerror}"
+        raise ExperimentError(problem, key="output", value=str(folder.parent)) from None
     return _Study(ready, folder, uri, ray_address, display).run()
+
+
+def check(
+    experiment: Experiment | Mapping[str, Any] | str | Path,
+    *,
+    name: str | None = None,
+    output: str | Path = "runs",
+    tracking_uri: str | None = None,
+    tracking_later: bool = False,
+    ray_address: str | None = None,
+) -> tuple[Prepared, Path, str]:
+    """Everything that can be said against a search before it starts; writes nothing. Arguments as in :func:`search`.
+
+    Returns:
+        What would be searched, the study's folder and the MLflow address.
+    """
+    full = resolved(experiment)
+    folder = study_folder(Path(output).absolute(), default_name(full) if name is None else name, resume=False)
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(folder.parent)
+    ready = prepare(full)
+    with placed(full):
+        cluster.check(full.search, ray_address, batch_sizes(full))
+    try:
+        check_tracking(uri, folder.parent, answers=not tracking_later)
+    except ExperimentError as error:
+        raise error.at(None if tracking_uri else "MLFLOW_TRACKING_URI") from None
+    return ready, folder, uri
 
 
 def resume(
     name: str,
     *,
+    experiment: Experiment | Mapping[str, Any] | str | Path | None = None,
     output: str | Path = "runs",
     tracking_uri: str | None = None,
     ray_address: str | None = None,
     display: Display | None = None,
 ) -> StudyResult:
-    """Go on with a study that was interrupted or killed; arguments and errors as in :func:`search`."""
+    """Go on with a study that was interrupted or killed.
+
+    Args:
+        experiment: what the study is thought to be; another than it was started with is refused.
+
+    The other arguments and errors are as in :func:`search`, but an MLflow that is away is waited for.
+    """
     folder = study_folder(Path(output).absolute(), name, resume=True)
-    experiment = configuration.load(folder / "experiment.yaml", {}, strict=False)
+    full = configuration.load(folder / "experiment.yaml", {}, strict=False)
+    started.compare(folder, full, full)
+    if experiment is not None:
+        given = resolved(experiment)
+        started.compare(folder, complete(given), given)
     run = Run.read(folder)
     assert run is not None
+    if run.kind != "study":
+        raise ExperimentError(f"is a {run.kind} run; go on with 'akd train --resume {name}'", key="resume", value=name)
     uri = (
         tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or run.tags.get("tracking") or default_uri(folder.parent)
     )
-    return _Study(prepare(experiment), folder, uri, ray_address, display).run()
+    ready = prepare(full)
+    with placed(full):
+        cluster.check(full.search, ray_address, batch_sizes(full), fewer=True)
+    check_tracking(uri, folder.parent, answers=False)
+    return _Study(ready, folder, uri, ray_address, display).run()
 
 
-def distil(experiment: Experiment | Mapping[str, Any] | str | Path, *, output: str | Path = "runs") -> Any:
-    """Train one student as the experiment says, in this process; see :class:`TrialResult`."""
-    full = _resolved(experiment)
-    full = replace(full, train=replace(full.train, threads=full.train.threads or torch.get_num_threads()))
-    data = split_data(full.data, load_data(full.data))
-    check_data(full, data)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = Path(output).absolute()
-    folder = base / "single" / time.strftime("%Y%m%d-%H%M%S")
-    teacher = obtain(full, data, base / "teachers", device=device) if full.needs_teacher else None
-    from akd.trial import teacher_source
-
-    source = teacher_source(full, teacher.folder if teacher else None, device)
-    run = Run("trial", folder.name)
-    run_folder.create(folder, full, run)
-    result = run_folder.train(folder, full, data, source, device=device)
-    run.end(folder, COMPLETE)
-    return TrialResult(folder / "student", result.accuracy, result.epochs_run, result.history)
+def batch_sizes(experiment: Experiment) -> list[int]:
+    """Of the runs that take everything there is."""
+    return [experiment.train.batch_size, experiment.teacher.train.batch_size]
 
 
-@dataclass(frozen=True)
-class TrialResult:
-    """One distilled student.
-
-    Attributes:
-        student: folder with ``student.safetensors`` and ``config.json``.
-        accuracy: top-1 on the validation split (0..1).
-        epochs_run: epochs trained.
-        history: metrics of each epoch.
-    """
-
-    student: Path
-    accuracy: float
-    epochs_run: int
-    history: list[dict[str, float]]
-
-
-def _resolved(experiment: Experiment | Mapping[str, Any] | str | Path) -> Experiment:
+def resolved(experiment: Experiment | Mapping[str, Any] | str | Path) -> Experiment:
     if isinstance(experiment, Experiment):
         return experiment
     if isinstance(experiment, Mapping):
         return configuration.resolve(experiment)
-    return configuration.load(Path(experiment), {})
+    if not isinstance(experiment, (str, Path)):
+        problem = f"must be an Experiment, a mapping or a file, not a {type(experiment).__name__}"
+        raise ExperimentError(problem, key="experiment")
+    return configuration.load(spaces.find(str(experiment)), {})
 
 
 class _Study:
@@ -142,7 +167,6 @@ class _Study:
         self.output, self.name = folder.parent, folder.name
         keys = [p.key for p in ready.space.searched]
         self.display = display or Display(self.experiment.train.epochs, self.experiment.search.trials, keys)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.start_costs: list[float] = []
         run = Run.read(folder)
         assert run is not None
@@ -172,9 +196,10 @@ class _Study:
             try:
                 if finished is not None:  # nothing to run; MLflow may have missed something
                     return self._conclude(finished)
-                teacher = self._teacher() if self.ready.wants_teacher else None
-                self._search(teacher)
-                return self._finish(teacher, before, began)
+                with Session(e.search, self.ray_address) as session:
+                    teacher = self._teacher(session) if self.ready.wants_teacher else None
+                    self._search(session.resources, teacher)
+                    return self._finish(session, teacher, before, began)
             except (KeyboardInterrupt, Interrupted):
                 raise Interrupted(f"stopped; go on with: {self.resume_command()}") from None
             except BaseException as error:
@@ -207,83 +232,44 @@ class _Study:
         except Timeout:
             raise ExperimentError("is being searched by another process", key="name", value=self.name) from None
 
-    def _teacher(self) -> Teacher:
-        epochs = self.experiment.teacher.train.epochs
-        with contextlib.ExitStack() as stack:
-            advance: list[Any] = []
-            current: list[Path] = []
-
-            def on_start(folder: Path) -> None:
-                current.append(folder)
-                advance.append(stack.enter_context(self.display.bar(f"teacher {self.experiment.teacher.name}", epochs)))
-                self.record.tags |= {"teacher_trained": "here"}
-                self.record.write(self.folder)
-                self.tracker.changed(folder)
-
-            def on_epoch(record: Any) -> None:
-                advance[0](record.epoch, f"validation {percent(record.metrics['val/accuracy'])} %")
-                self.tracker.changed(current[0], delay=2)
-
-            teacher = obtain(
-                self.experiment,
-                self.ready.data,
-                self.output / "teachers",
-                device=self.device,
-                on_start=on_start,
-                on_epoch=on_epoch,
-            )
-        if teacher.found and "teacher_trained" not in self.record.tags:
-            given = self.experiment.teacher.weights is not None
-            self.display.say(
-                f"teacher {self.experiment.teacher.name}: {'given' if given else 'found'}, "
-                f"validation {percent(teacher.accuracy)} %{', images it may have seen' if given else ''}"
-                f" ({shown_path(teacher.folder)})"
-            )
-            if given:
-                self.record.tags |= {"teacher_saw_validation": "may have"}
+    def _teacher(self, session: Session) -> Teacher:
+        output = self.output
+        before = find(self.experiment, self.ready.data, output / "teachers")
+        if before is None and self.experiment.teacher.weights is None:
+            self.record.tags |= {"teacher_trained": "here"}
+            self.record.write(self.folder)
+        teacher = provide(session, self.experiment, self.ready.data, output, self.display, self.tracker)
+        if self.experiment.teacher.weights is not None:
+            self.record.tags |= {"teacher_saw_validation": "may have"}
         self.record.tags |= {"teacher_hash": teacher.hash}
         self.record.results["teacher/val_accuracy"] = teacher.accuracy
         self.record.write(self.folder)
-        self.tracker.changed(teacher.folder)
         return teacher
 
-    def _search(self, teacher: Teacher | None) -> None:
-        # Ray, Optuna and Tune are imported here: a mistake in an experiment is answered before anything heavy starts.
-        from akd import cluster
+    def _search(self, resources: Resources, teacher: Teacher | None) -> None:
+        # Optuna and Tune are imported here: a mistake in an experiment is answered before anything heavy starts.
+        from akd import tuning
+        from akd.searcher import StudySearcher, open_study
 
-        private = cluster.connect(self.ray_address)
-        try:
-            from akd import tuning
-            from akd.searcher import StudySearcher, open_study
-
-            found = cluster.nodes()
-            if len(found) > 1:
-                raise ExperimentError(
-                    f"has {len(found)} nodes; several nodes need storage they share, which this version does not offer",
-                    key="ray-address",
-                )
-            resources = cluster.share(self.experiment.search, found)
-            searcher = StudySearcher(
-                self.experiment,
-                self.ready.space,
-                open_study(self.folder / "optuna.log", self.name),
-                self.folder,
-                self.ready.controls,
-                on_change=self._changed,
+        searcher = StudySearcher(
+            self.experiment,
+            self.ready.space,
+            open_study(self.folder / "optuna.log", self.name),
+            self.folder,
+            self.ready.controls,
+            on_change=self._changed,
+        )
+        each = f" each, on {resources.workers} workers" if resources.workers > 1 else " each"
+        self.display.say(
+            f"{resources.concurrent} trial{'s' * (resources.concurrent > 1)} at a time, "
+            f"{resources.cpus:g} CPU and {resources.gpus:g} GPU{each}"
+        )
+        with self.display.table():
+            for path in sorted([*self.folder.glob("controls/*"), *self.folder.glob("trials/*")]):
+                self._show(path)
+            stopped, self.start_costs = tuning.run(
+                self.experiment, searcher, resources, teacher.folder if teacher else None, on_epoch=self._epoch
             )
-            self.display.say(
-                f"{resources.concurrent} trial{'s' * (resources.concurrent > 1)} at a time, "
-                f"{resources.cpus:g} CPU and {resources.gpus:g} GPU each"
-            )
-            with self.display.table():
-                for path in sorted([*self.folder.glob("controls/*"), *self.folder.glob("trials/*")]):
-                    self._show(path)
-                stopped, self.start_costs = tuning.run(
-                    self.experiment, searcher, resources, teacher.folder if teacher else None, on_epoch=self._epoch
-                )
-        finally:
-            if private:
-                cluster.disconnect()
         shutil.rmtree(self.folder / "tune", ignore_errors=True)
         if stopped:
             raise Interrupted("asked to stop")
@@ -305,7 +291,7 @@ class _Study:
         # Epochs are gathered: a write costs the driver more than a small epoch costs its worker.
         self.tracker.changed(folder, delay=3)
 
-    def _finish(self, teacher: Teacher | None, before: float, began: float) -> StudyResult:
+    def _finish(self, session: Session, teacher: Teacher | None, before: float, began: float) -> StudyResult:
         from akd.searcher import ranking
 
         ranked = ranking(self.folder)
@@ -316,27 +302,23 @@ class _Study:
         best = ranked[0][0]
         winner = self.experiment.with_values(best.parameters)
         experiments = {"champion": winner, **at_length_of(winner, self.ready.controls)}
-        total = self.experiment.train.epochs * len(experiments) * len(final_seeds(winner))
+        seeds, team = len(final_seeds(winner)), session.team(winner.train.batch_size)
+        total = self.experiment.train.epochs * len(experiments) * seeds
+        shared = f", on {team.size} workers" if team.size > 1 else ""
         done = [0]
-        with self.display.bar(f"final runs ({len(experiments)} x {len(final_seeds(winner))} seeds)", total) as advance:
-            current: list[Path] = []
+        with self.display.bar(f"final runs ({len(experiments)} x {seeds} seeds{shared})", total) as advance:
 
-            def on_epoch(name: str, record: Any) -> None:
+            def on_epoch(name: str, folder: Path) -> None:
                 done[0] += 1
                 advance(done[0], name if done[0] < total else "")
-                self.tracker.changed(current[-1], delay=3)
-
-            def on_start(folder: Path) -> None:
-                current.append(folder)
-                self.tracker.changed(folder)
+                self.tracker.changed(folder, delay=3)
 
             tested = finals(
                 self.folder,
                 experiments,
-                self.ready.data,
                 teacher.folder if teacher else None,
-                device=self.device,
-                on_start=on_start,
+                lambda jobs, **callbacks: session.carry(jobs, team, **callbacks),
+                on_start=self.tracker.changed,
                 on_epoch=on_epoch,
                 on_end=self.tracker.changed,
             )
@@ -379,8 +361,7 @@ class _Study:
             }
             result = replace(result, mlflow=ids)
             result.write(self.folder)
-        title = f"winner: {e.method.title}, {e.student.name}"
-        self.display.panel(title, closing_lines(result, self._ui_command()))
+        self.display.panel(closing_title(e, result), closing_lines(result, self._ui_command()))
         return result
 
     def _record_end(self, result: StudyResult) -> None:
@@ -402,4 +383,4 @@ class _Study:
         return bool(self.tracker.closed)
 
 
-__all__ = ["Prepared", "TrialResult", "distil", "prepare", "resume", "search"]
+__all__ = ["Prepared", "prepare", "resume", "search"]

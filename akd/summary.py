@@ -35,12 +35,12 @@ def costs(study: Path, teacher: Teacher | None) -> tuple[float, int]:
     seconds, passes = 0.0, 0
     for path in study.glob("*/*/run.json"):
         entries = [*run_folder.head_history(path.parent), *run_folder.history(path.parent)]
-        seconds += sum(e["time/epoch_s"] for e in entries)
+        seconds += sum(e["time/epoch_s"] * e.get("time/devices", 1) for e in entries)
         if configuration.load(path.parent / "experiment.yaml", {}, strict=False).needs_teacher:
             passes += sum(round(e["time/epoch_s"] * e["time/images_per_s"]) for e in entries)
     own = Run.read(study)
     if teacher is not None and own is not None and "teacher_trained" in own.tags:
-        seconds += sum(e["time/epoch_s"] for e in run_folder.history(teacher.folder))
+        seconds += sum(e["time/epoch_s"] * e.get("time/devices", 1) for e in run_folder.history(teacher.folder))
     return seconds, passes
 
 
@@ -92,7 +92,9 @@ def make_result(
         },
         champion={"test": asdict(scores(tested["champion"])), "student": str(handed)},
         gain={name: paired_gain(tested["champion"], tested[name]) for name in ready.controls},
-        effective_soft_target_weight=soft_weight(winner.method, len(ready.data.dataset.classes)),
+        effective_soft_target_weight=(
+            None if winner.method.normalise else soft_weight(winner.method, len(ready.data.dataset.classes))
+        ),
         trials=dict(Counter(r.state for r in runs(study, "trials"))),
         mlflow={},
         wall_clock_s=seconds,
@@ -100,6 +102,12 @@ def make_result(
         teacher_passes={"made": passes, "saved": 0},
         start_cost_s={"median": pauses[len(pauses) // 2], "largest": pauses[-1]} if pauses else {},
     )
+
+
+def closing_title(experiment: Experiment, result: StudyResult) -> str:
+    """What won, in words: the space may have chosen the method itself."""
+    winner = experiment.with_values(result.best_trial["parameters"])
+    return f"winner: {winner.method.title}, {winner.student.name}"
 
 
 def closing_lines(result: StudyResult, ui_command: str) -> list[str]:

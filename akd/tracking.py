@@ -22,6 +22,7 @@ import yaml
 from akd import folder as run_folder
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.logged import Logged, scrubbed
+from akd.methods.base import title
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -297,7 +298,7 @@ class Tracker:
 
     def _wanted(self, folder: Path, run: Run) -> list[Path]:
         """What of a run's folder belongs into MLflow by now."""
-        if folder == self.study:
+        if run.kind == "study":
             return [folder / "result.json"] if run.state != RUNNING else []
         parts: list[Path] = []
         champion = self.keep == "champion" and run.kind == "final" and run.name.startswith("champion")
@@ -372,10 +373,15 @@ def _make_store(uri: str) -> None:
 
 def _method(config: Mapping[str, Any]) -> str:
     """The method in words, as :attr:`akd.methods.MethodConfig.title`."""
-    host, views = config["method"]["host"]["name"], config["method"].get("views")
-    words = f"{views['name']} over {host}" if views else host
-    augment = config["method"].get("augment")
-    return f"{words} with {augment['name']}" if augment else words
+    method = config["method"]
+    views, extra, augment = method.get("views"), method.get("extra") or {}, method.get("augment")
+    return title(
+        method["host"]["name"],
+        views["name"] if views else None,
+        extra,
+        normalise=method.get("normalise", False),
+        augment=augment["name"] if augment else None,
+    )
 
 
 def _head_epochs(folder: Path) -> int:
@@ -395,6 +401,12 @@ def _params(config: Mapping[str, Any], run: Run) -> dict[str, str]:
         **{f"method.host.{k}": v for k, v in config["method"]["host"].items()},
         **{f"method.views.{k}": v for k, v in (config["method"].get("views") or {}).items()},
         **{f"method.augment.{k}": v for k, v in (config["method"].get("augment") or {}).items()},
+        **{
+            f"method.extra.{name}.{k}": v
+            for name, settings in (config["method"].get("extra") or {}).items()
+            for k, v in settings.items()
+        },
+        "method.normalise": config["method"].get("normalise", False),
         **run.parameters,
     }
     if run.kind == "study":

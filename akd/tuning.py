@@ -13,7 +13,7 @@ from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig
 
 from akd import folder as run_folder
-from akd.cluster import Resources
+from akd.cluster import HEAD, Resources
 from akd.config import Experiment
 from akd.folder import Run
 from akd.scheduler import METRIC, TIME, StudyASHA, make_scheduler
@@ -94,8 +94,12 @@ def run(
                 scheduler.remember(path.parent.name, run_folder.history(path.parent))
     start_costs: list[float] = []
     tuner = tune.Tuner(
-        tune.with_resources(run_trial, {"cpu": resources.cpus, "gpu": resources.gpus}),
+        # The process that only steers a trial's workers takes no CPU: it could starve them.
+        tune.with_resources(
+            run_trial, {HEAD: 0.001} if resources.team else {"cpu": resources.cpus, "gpu": resources.gpus}
+        ),
         param_space={
+            "team": resources.team,
             "teacher": str(teacher) if teacher else None,
             "every_student": experiment.search.log_checkpoints == "all",
         },

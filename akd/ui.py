@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from akd.addresses import check_tracking
 from akd.errors import ExperimentError, near
 from akd.logged import default_uri, logged_as, scrubbed
 
@@ -48,6 +49,10 @@ def serve(output: Path, study: str | None, port: int, tracking_uri: str | None, 
         ExperimentError: nothing to show, unknown study, port taken.
     """
     output = output.absolute()
+    if not 0 < port < 65536:
+        raise ExperimentError("must be a whole number from 1 to 65535", key="port", value=port)
+    if tracking_uri:
+        check_tracking(tracking_uri, output)
     if study is None:
         known = sorted(output.glob("*/run.json"), key=lambda p: p.stat().st_mtime)
         study = known[-1].parent.name if known else None

@@ -2,30 +2,59 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class World:
-    """One worker alone. A carrier for several overrides :meth:`gather` and :meth:`sum`."""
+    """One worker alone. :class:`akd.ddp.Group` is several."""
 
     rank: int = 0
     size: int = 1
 
-    def share(self, batch_size: int) -> tuple[int, int]:
-        """First and last+1 position of this worker's share of a global batch; sizes differ by at most one."""
-        bounds = [batch_size * r // self.size for r in (self.rank, self.rank + 1)]
-        return bounds[0], bounds[1]
+    def share(self, total: int, rank: int | None = None) -> tuple[int, int]:
+        """First and last+1 position of a worker's share of ``total`` rows; sizes differ by at most one.
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        """[b, ...] of every worker joined along the batch, in rank order; gradients flow back."""
+        Args:
+            rank: default this worker.
+        """
+        rank = self.rank if rank is None else rank
+        return total * rank // self.size, total * (rank + 1) // self.size
+
+    def gather(self, tensor: Tensor, total: int) -> Tensor:
+        """The shares [b, ...] of ``total`` rows of all workers joined in rank order.
+
+        Gradients flow back on the promise that every worker makes the same loss from what it gathered and that the
+        workers' gradients are averaged afterwards.
+        """
         return tensor
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over the workers, without gradient."""
         return tensor
+
+    def any(self, flag: bool) -> bool:
+        """True for every worker if it is for one."""
+        return flag
+
+    def first(self, values: tuple[int, ...]) -> tuple[int, ...]:
+        """What worker 0 has."""
+        return values
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """A module whose gradients become the workers' mean in the backward pass; same parameters."""
+        return module
+
+    def local(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Within the block a wrapped module's gradients stay this worker's own, to be added to."""
+        return nullcontext()
+
+    def synchronised(self, module: nn.Module) -> nn.Module:
+        """The module with batch statistics taken over all workers; same parameters and names."""
+        return module
 
 
 ALONE = World()

@@ -246,9 +246,9 @@ class TestHeadEpochs:
         seen: list[tuple[float, ...]] = []
         original = TrainState.step
 
-        def spy(state: TrainState, loss: torch.Tensor) -> None:
+        def spy(state: TrainState) -> None:
             seen.append(tuple(group["lr"] for group in state.optimizer.param_groups))
-            original(state, loss)
+            original(state)
 
         TrainState.step = spy  # type: ignore[method-assign]
         try:
@@ -387,7 +387,7 @@ class TestCarrier:
     def test_metrics_of_an_epoch(self, data: TrainData, teacher: nn.Module) -> None:
         metrics = run(data, teacher, epochs=1).history[0]
         assert set(metrics) == {
-            *("epoch", "lr", "time/epoch_s", "time/images_per_s", "train/loss", "train/accuracy"),
+            *("epoch", "lr", "time/epoch_s", "time/images_per_s", "time/devices", "train/loss", "train/accuracy"),
             *("loss/ce", "loss/kd", "val/accuracy", "val/loss"),
         }
         assert 0 <= metrics["val/accuracy"] <= 1

@@ -41,10 +41,10 @@ def test_training_rooms_need_torch_only() -> None:
 
 
 def test_search_and_distil_are_found_when_asked_for() -> None:
-    from akd import study
+    from akd import single, study
 
     assert akd.search is study.search
-    assert akd.distil is study.distil
+    assert akd.distil is single.distil
     with pytest.raises(AttributeError, match="no attribute 'serach'"):
         _ = akd.serach
     # A function of this name would hide the module akd.fit.

@@ -59,8 +59,8 @@ class TestMistakes:
             ("train.lr: {type: float, low: 0.1, high: 0.2, log: yep}", ["lr.log = 'yep'", "true or false"]),
             ("train.lr: {type: float, low: 0.1}", ["lr.high = None", "a number"]),
             ("train.lr: {type: float, low: small, high: 0.2}", ["lr.low = 'small'", "a number"]),
-            ("train.lr: {type: float, low: .nan, high: 0.2}", ["train.lr", "nan", "a number > 0"]),
-            ("train.lr: {type: float, low: 0.1, high: .inf}", ["train.lr", "inf", "a number > 0"]),
+            ("train.lr: {type: float, low: .nan, high: 0.2}", ["train.lr.low = nan", "a finite number"]),
+            ("train.lr: {type: float, low: 0.1, high: .inf}", ["train.lr.high = inf", "a finite number"]),
             ("train.epochs: {type: int, low: 1.5, high: 3}", ["epochs.low = 1.5", "a whole number"]),
             ("train.batch_size: {type: int, low: 0, high: 3}", ["train.batch_size", "0", "a whole number >= 1"]),
             ("train.epochs: {type: int, low: 1, high: 3}", ["train.epochs", "rungs", "train.epoch_factor"]),
@@ -229,7 +229,10 @@ class TestSampling:
 
     def test_extremes(self) -> None:
         assert Parameter("k", "int", 1, 5).extremes() == (1, 5)
-        assert Parameter("k", "float", 0.5, 5).extremes() == (0.5, 5)
+        low, within, high = Parameter("k", "float", 0.5, 5).extremes()
+        assert low == 0.5 < within < high == 5
+        assert within % 1  # a whole number, where one is needed, is not all that will be drawn
+        assert Parameter("k", "float", 1, 5, step=2).extremes() == (1, 5)
         assert Parameter("k", "choice", choices=("a", "b")).extremes() == ("a", "b")
 
 
@@ -257,7 +260,7 @@ class TestShipped:
         if small.needs_teacher:
             own = as_experiment(small)
             own = replace(own, train=replace(small.train, ema=0.0))
-            source = LiveTeacher(fit(own, data, None).student)
+            source = LiveTeacher(fit(own, data, None).student, small.method.needs)
         result = fit(small, data, source)
         assert result.epochs_run == 1
         assert all(torch.isfinite(p).all() for p in result.student.parameters())

@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from akd import spaces
-from akd.config import load
-from akd.data import DataConfig, split
+from akd.config import Experiment, load
+from akd.data import Batch, DataConfig, split
 from akd.data import load as load_data
 from akd.fit import fit
-from akd.models import seeded_model
+from akd.methods import Shapes, create_method
+from akd.models import Output, seeded_model
 from akd.space import parse
 from akd.teacher import LiveTeacher
+
+B, C, PROPOSALS = 16, 10, 60
 
 
 @pytest.mark.parametrize("name", spaces.names())
@@ -36,8 +39,7 @@ class TestShipped:
         teacher = seeded_model(experiment.teacher.name, 10, seed=0, in_channels=1)
         for _ in range(4):
             full = experiment.with_values(space(study.ask()))
-            views = full.method.views
-            if views is not None and views.head_warmup_epochs > 1:
+            if full.method.warmup_epochs > 1:
                 full = full.with_values({"method.views.head_warmup_epochs": 1})
             full = replace(full, train=replace(full.train, epochs=1))
             few = replace(data, train=data.train[: 2 * full.train.batch_size])
@@ -46,3 +48,49 @@ class TestShipped:
             result = fit(full, few, source)
             assert result.epochs_run == 1
             assert all(torch.isfinite(torch.tensor(v)) for v in result.history[0].values())
+
+    def test_many_proposals_build_and_take_one_step(self, name: str) -> None:
+        """Random corners of the space, on outputs of two networks that are made once."""
+        experiment = load(spaces.find(name), {"data": "digits"})
+        space = parse(experiment)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=2))
+        seen: dict[str, set[object]] = {p.key: set() for p in space.searched}
+        for _ in range(PROPOSALS):
+            values = space(study.ask())
+            for key in seen.keys() & values.keys():
+                seen[key].add(str(values[key]))
+            take_step(experiment.with_values(values))
+        for p in space.searched:  # the draws reached everything there is to choose
+            assert p.kind != "choice" or seen[p.key] == {str(c) for c in p.choices}, p.key
+
+
+def take_step(experiment: Experiment) -> None:
+    """Build the method, run it once on random outputs, and go down its gradient."""
+    student, teacher = (random_output(seed, dim) for seed, dim in ((1, 24), (2, 32)))
+    shapes = Shapes(
+        C, 24, 32, tuple(m.shape[1] for m in student.maps), tuple(m.shape[1] for m in teacher.maps), images=B
+    )
+    method = create_method(experiment.method, shapes)
+    student = student._replace(logits=student.logits.requires_grad_())
+    zeros = torch.zeros(B, dtype=torch.long)
+    target = torch.arange(B) % C
+    batch = Batch(torch.arange(B), target, target, torch.ones(B), zeros, 1, 0, torch.Generator().manual_seed(0))
+    terms, weights = method(student, teacher, batch), method.weights()
+    loss = torch.stack([weights[k] * term for k, term in terms.items()]).sum()
+    parameters = [p for group, _ in method.groups() for p in group]
+    optimizer = torch.optim.SGD([student.logits, *parameters], lr=0.1)
+    before = student.logits.detach().clone()
+    loss.backward()
+    optimizer.step()
+    assert loss.isfinite()
+    assert not torch.equal(student.logits, before)
+    assert all(p.isfinite().all() for p in (student.logits, *parameters))
+
+
+def random_output(seed: int, dim: int) -> Output:
+    """Of a network with four stages that narrow from 8 to 1 pixels a side."""
+    draw = torch.Generator().manual_seed(seed)
+    before = tuple(torch.randn(B, dim // 2**k, 2**k, 2**k, generator=draw) for k in (3, 2, 1, 0))
+    maps = tuple(m.relu() for m in before)
+    return Output(3 * torch.randn(B, C, generator=draw), maps[-1].mean((2, 3)), maps, before)

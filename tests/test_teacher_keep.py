@@ -92,18 +92,28 @@ class TestHash:
         assert int(name, 16) >= 0
 
 
+def training(experiment: Experiment, data: TrainData, on_epoch: Any) -> Any:
+    """How a study trains a teacher, in this process."""
+    own = as_experiment(experiment)
+    return lambda folder: run_folder.train(folder, own, data, None, on_epoch=on_epoch)
+
+
 class TestObtain:
     def test_trains_once_and_is_found_again(self, tmp_path: Path) -> None:
         experiment, data = build()
         started: list[Path] = []
         epochs: list[int] = []
-        kw: Any = {"on_start": started.append, "on_epoch": lambda r: epochs.append(r.epoch)}
-        first = obtain(experiment, data, tmp_path / "teachers", **kw)
+
+        def train(folder: Path) -> None:
+            started.append(folder)
+            training(experiment, data, lambda r: epochs.append(r.epoch))(folder)
+
+        first = obtain(experiment, data, tmp_path / "teachers", train)
         assert (first.found, epochs, started) == (False, [1, 2, 3], [first.folder])
         assert first.folder == tmp_path / "teachers" / first.hash
         before = {p: p.stat().st_mtime_ns for p in first.folder.rglob("*")}
         other, _ = build(student__name="resnet20", train__lr=0.3)
-        second = obtain(other, data, tmp_path / "teachers", **kw)
+        second = obtain(other, data, tmp_path / "teachers", train)
         assert second == replace(first, found=True)
         assert len(epochs) == 3
         assert {p: p.stat().st_mtime_ns for p in first.folder.rglob("*")} == before
@@ -139,7 +149,7 @@ import sys, time, torch
 from pathlib import Path
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
-from test_teacher_keep import build
+from test_teacher_keep import build, training
 from akd.teacher.keep import obtain
 experiment, data = build()
 
@@ -148,7 +158,7 @@ def on_epoch(record):
     time.sleep(float(sys.argv[3]))
 
 print("ready", flush=True)
-teacher = obtain(experiment, data, Path(sys.argv[2]), on_epoch=on_epoch)
+teacher = obtain(experiment, data, Path(sys.argv[2]), training(experiment, data, on_epoch))
 print("found", teacher.found, teacher.accuracy, flush=True)
 """
 
@@ -179,7 +189,7 @@ def test_killed_in_its_training_goes_on_and_equals_undisturbed(tmp_path: Path) -
     experiment, data = build()
     epochs: list[int] = []
     began = time.monotonic()
-    cut = obtain(experiment, data, tmp_path / "cut", on_epoch=lambda r: epochs.append(r.epoch))
+    cut = obtain(experiment, data, tmp_path / "cut", training(experiment, data, lambda r: epochs.append(r.epoch)))
     assert time.monotonic() - began < 30  # the lock died with its holder
     assert (epochs, cut.found) == ([1, 2, 3], False)  # 1 is told again, not trained again
     whole = obtain(experiment, data, tmp_path / "whole")

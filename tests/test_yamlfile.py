@@ -57,6 +57,12 @@ class TestNumbers:
         assert yaml.safe_load("1e-3") == "1e-3"
 
 
+#: Nine levels of nine: 400 million values if aliases are followed.
+BOMB = "a: &a [1, 1]\n" + "".join(
+    f"{c}: &{c} [{', '.join([f'*{p}'] * 9)}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
 class TestPlaces:
     def test_every_key_knows_its_line(self, tmp_path: Path) -> None:
         path = write(tmp_path, "# head\ntrain:\n  lr: 1\n\n  epochs: 2\nspace:\n  train.lr: {low: 1}\n")
@@ -97,8 +103,14 @@ class TestMistakes:
             ("s: &s\n  choices: [{x: *s}]\n", ":2", "s.choices.x: holds itself (a recursive anchor)"),
             ("s: [{a: 1, a: 2}]\n", ":1", "s.a: is given twice, first in line 1"),
             ("a: " + "[" * 3000, "", "is nested too deeply"),
-            ("a: 2020-13-45\n", "", "holds a value that cannot be read: month must be in 1..12"),
-            ("a: 0x_\n", "", "holds a value that cannot be read: "),
+            ("a: !!timestamp 2020-13-45\n", "", "holds a value that cannot be read: month must be in 1..12"),
+            ("a: !!int 0x_\n", "", "holds a value that cannot be read: "),
+            ("a: 1\n\tb: 2\n", ":2", "is not plain YAML: a tab stands where YAML allows spaces only (column 1)"),
+            ("a: 1\nno: 2\n", ":2", "a key must be plain text, and 'no' is read as bool"),
+            ("a: 1\n~: 2\n", ":2", "a key must be plain text, and '~' is read as null"),
+            ("a: " + "x" * 300_000, "", "is larger than 256 KB: no experiment file"),
+            ("a: [" + "1, " * 20_000 + "1]\n", ":1", "holds more than 10,000 values: no experiment"),
+            (BOMB, ":1", "holds more than 10,000 values: no experiment"),
             (b"a: \x07\n", "", "is not YAML: unacceptable character #x0007"),
             (b"a: \xff\n", "", "cannot be read: is not UTF-8 text"),
         ],
@@ -122,7 +134,7 @@ class TestMistakes:
     def test_tags_are_refused_and_run_nothing(self, tmp_path: Path, tag: str) -> None:
         trace = tmp_path / "ran"
         path = write(tmp_path, "ok: 1\na: " + tag.format(trace) + "\n")
-        with pytest.raises(ExperimentError, match=r"e\.yaml:2: is not plain YAML: could not determine a constructor"):
+        with pytest.raises(ExperimentError, match=r"e\.yaml:2: is not plain YAML: the tag .* is not read"):
             read(path)
         parse_value(tag.format(trace))
         assert not trace.exists()

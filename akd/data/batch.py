@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -44,6 +45,16 @@ class Batch(NamedTuple):
     def images(self) -> int:
         """Images in this share, each counted once however many views there are."""
         return len(self.index) // self.views
+
+    def each_column(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with ``change`` applied to every tensor."""
+        return self._replace(
+            index=change(self.index),
+            target=change(self.target),
+            target2=change(self.target2),
+            lam=change(self.lam),
+            view=change(self.view),
+        )
 
 
 def rand(batch: Batch, *shape: int, normal: bool = False) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from akd.data.augment import Augment, ResizedCrop, View, centre
-from akd.errors import ExperimentError
+from akd.errors import ExperimentError, reason
 from akd.registry import Registry
 from akd.seeds import generator
 from akd.settings import setting
@@ -158,7 +158,24 @@ def load(config: DataConfig) -> Dataset:
         ExperimentError: unknown name, files missing or damaged.
     """
     options = {name: getattr(config, name) for name in readers.info(config.name).get("options", ())}
-    return readers.get(config.name, key="data.name")(data_dir(config), **options)
+    reader = readers.get(config.name, key="data.name")
+    if readers.registered(config.name):
+        try:
+            return reader(data_dir(config), **options)
+        except OSError as error:  # no permission, a name longer than the system takes
+            place = error.filename or data_dir(config)
+            raise ExperimentError(f"cannot be read: {error.strerror}", key="data.dir", value=str(place)) from None
+    try:
+        found = reader(data_dir(config), **options)
+    except ExperimentError:
+        raise
+    except Exception as error:  # a user's reader may fail in any way
+        problem = f"cannot be read: {type(error).__name__}: {reason(error)}"
+        raise ExperimentError(problem, key="data", value=config.name) from error
+    if not isinstance(found, Dataset):
+        problem = f"gives a {type(found).__name__}, not an akd.data.Dataset"
+        raise ExperimentError(problem, key="data", value=config.name)
+    return found
 
 
 def _view(config: DataConfig, dataset: Dataset) -> View:

@@ -44,7 +44,10 @@ class Listing:
         for part, paths in self.paths.items():
             hashed.update(f"{part}\0".encode())
             for path in paths:
-                stat = path.stat()
+                try:
+                    stat = path.stat()
+                except OSError as error:  # a link to nowhere, or a file that went away
+                    raise ExperimentError(f"{path} cannot be read: {error.strerror}", key="data.dir") from None
                 name = path.relative_to(self.folder).as_posix()
                 hashed.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
         return hashed.hexdigest()

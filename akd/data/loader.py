@@ -244,8 +244,8 @@ class DeviceLoader:
         if self.score is None:
             raise ValueError(f"{policy.config.name} picks by {policy.criterion}, and nothing scores: set loader.score")
         pool = (policy.pool, high - low)
-        scores = self.world.gather(self.score(images).unflatten(0, pool).transpose(0, 1).contiguous())
-        images = self.world.gather(images.unflatten(0, pool).transpose(0, 1).contiguous())
+        scores = self.world.gather(self.score(images).unflatten(0, pool).transpose(0, 1).contiguous(), self.batch_size)
+        images = self.world.gather(images.unflatten(0, pool).transpose(0, 1).contiguous(), self.batch_size)
         kept = best(scores.flatten(), policy.keep * self.batch_size).view(policy.keep, -1)[:, low:high].flatten()
         table, partner = strong.of(rows.here)  # of the global batch, candidate by candidate
         assert partner is not None

@@ -184,6 +184,11 @@ class CutMixPick(CutMix):
         self.pool, self.keep = config.pool, config.keep
         self.criterion = config.criterion if config.keep < config.pool else ""  # where all are kept nothing is scored
 
+    @classmethod
+    def needs_of(cls, config: CutMixPickConfig) -> frozenset[str]:
+        """What the teacher has to give under a configuration."""
+        return frozenset() if config.criterion == "student_entropy" else frozenset({"logits"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class CutoutConfig:

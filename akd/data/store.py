@@ -96,10 +96,15 @@ def _build(side: Path, parts: Mapping[str, Sequence[Path]], size: int, source: s
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(f"decoding {Path(source).name}", total=sum(map(len, parts.values())))
         threads = len(os.sched_getaffinity(0))
-        entries = {
-            name: _write_part(side / f"{name}.u8", paths, size, lambda n: progress.advance(task, n), threads)
-            for name, paths in parts.items()
-        }
+        try:
+            entries = {
+                name: _write_part(side / f"{name}.u8", paths, size, lambda n: progress.advance(task, n), threads)
+                for name, paths in parts.items()
+            }
+        except BaseException:
+            # What is said of the mistake stands alone: a terminal's bar is wiped away, elsewhere none was shown yet.
+            progress.live.transient, progress.console.quiet = True, not progress.console.is_interactive
+            raise
     content = {"format": FORMAT, "size": size, "source": source, "parts": entries}
     (side / "store.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for path in [*side.iterdir(), side]:  # a renamed folder must not outrun its bytes, should the power go

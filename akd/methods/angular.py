@@ -15,13 +15,13 @@ Everything is computed in float32 at least, also under autocast: near 1 a bfloat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from akd.methods.precision import wide
 
 #: Offsets shorter than this share of the anchor count as none: their direction is rounding.
 SHORT = 1e-3
@@ -70,7 +70,7 @@ def intra_angle_loss(views: Tensor, anchor: Tensor) -> Tensor:
     Offsets d are divided by sqrt(|d|^2 + (1e-3 |R|)^2), so that a view that lies on its anchor has no direction
     instead of a random one.
     """
-    with _wide(views, anchor) as (views, anchor):
+    with wide(views, anchor) as (views, anchor):
         offsets = anchor[:, None] - views
         floor = (SHORT * anchor).square().sum(-1)[:, None, None]
         # The last bound is for an anchor of nothing but zeros, which pooled ReLU outputs can be.
@@ -80,7 +80,7 @@ def intra_angle_loss(views: Tensor, anchor: Tensor) -> Tensor:
 
 def cosines(views: Tensor, anchor: Tensor) -> Similarities:
     """Cosines of views [B, N, D] and anchors [B, D]."""
-    with _wide(views, anchor) as (views, anchor):
+    with wide(views, anchor) as (views, anchor):
         views, anchor = F.normalize(views, dim=-1), F.normalize(anchor, dim=-1)
         every = views @ anchor.mT
         return Similarities(every, _own(every), views @ views.mT)
@@ -156,7 +156,7 @@ def released_feature_similarities(views: Tensor, anchor: Tensor) -> Similarities
     A channel's values over the N views then have length 1, so gate and pairs are sums over D channels of the size
     sqrt(D / N) and D / N: the gate is open for any views, and softplus is linear.
     """
-    with _wide(views, anchor) as (views, anchor):
+    with wide(views, anchor) as (views, anchor):
         unit = F.normalize(anchor, dim=-1)
         every = F.normalize(views, dim=-1) @ unit.mT
         across = F.normalize(views, dim=1)
@@ -165,14 +165,14 @@ def released_feature_similarities(views: Tensor, anchor: Tensor) -> Similarities
 
 def released_logit_similarities(views: Tensor, anchor: Tensor) -> Similarities:
     """Probabilities as released: dot products without normalisation, so that soft ones are never inside the margin."""
-    with _wide(views, anchor) as (views, anchor):
+    with wide(views, anchor) as (views, anchor):
         every = views @ anchor.mT
         return Similarities(every, _own(every), views @ views.mT)
 
 
 def released_intra_angle_loss(views: Tensor, anchor: Tensor) -> Tensor:
     """Intra-angle as released: cosines of offsets are averaged over the batch before the softplus."""
-    with _wide(views, anchor) as (views, anchor):
+    with wide(views, anchor) as (views, anchor):
         offsets = F.normalize(anchor[:, None] - views, dim=-1)
         return pair_mean(F.softplus((offsets @ offsets.mT).mean(0)))
 
@@ -183,13 +183,3 @@ def released_intra_angle_loss(views: Tensor, anchor: Tensor) -> Tensor:
 def _own(anchors: Tensor) -> Tensor:
     """[B, N] similarity with the own anchor, of [B, N, B]."""
     return anchors.diagonal(dim1=0, dim2=2).mT
-
-
-@contextmanager
-def _wide(*tensors: Tensor) -> Iterator[list[Tensor]]:
-    """The tensors in float32 or wider, and no autocast that would narrow their products again."""
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    with torch.autocast(tensors[0].device.type, enabled=False):
-        yield [tensor.to(dtype) for tensor in tensors]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from akd.data.batch import Batch
+from akd.data.policies import augments
 from akd.models.output import Output
 from akd.registry import Registry
+from akd.settings import setting
 
 hosts = Registry("method host", "akd.methods")
 views = Registry("kind of teacher views", "akd.views")
 
 #: What a method may ask of a teacher, besides ``attention:<stage>``, ``maps:<stage>`` and ``maps_preact:<stage>``.
+#: A stage is a position in ``Output.maps``: 0 is the stem, -1 the last stage.
 NEEDS = ("logits", "embedding")
 
 
@@ -59,6 +63,11 @@ class Method(nn.Module):
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError(f"{type(self).__name__} computes no terms")
 
+    @classmethod
+    def needs_of(cls, config: Any) -> frozenset[str]:
+        """``needs`` under a configuration, without building the method; overridden where settings decide."""
+        return cls.needs
+
     def weights(self) -> dict[str, float]:
         """Weight of each term in the loss."""
         raise NotImplementedError(f"{type(self).__name__} names no weights")
@@ -66,6 +75,10 @@ class Method(nn.Module):
     def soft_weight(self) -> float:
         """Effective weight of soft targets, sum(weight * mass * temperature^2); 0 without any."""
         return 0.0
+
+    def ramps(self, epoch: int) -> dict[str, float]:
+        """Factors that rise over the epochs and that :meth:`forward` has put into its terms, by term; > 0."""
+        return {}
 
     def warmup(self, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         """The terms of a head epoch, in which there is no student yet; some of those :meth:`weights` names."""
@@ -115,6 +128,13 @@ class TeacherViews(nn.Module):
         raise NotImplementedError
 
 
+def needs_of(registry: Registry, config: Any) -> frozenset[str]:
+    """What the member of ``registry`` that ``config`` names asks of the teacher."""
+    part = registry.get(str(config.name))
+    ask = getattr(part, "needs_of", None)
+    return ask(config) if ask else getattr(part, "needs", frozenset())
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
     """How knowledge reaches the student.
@@ -122,12 +142,16 @@ class MethodConfig:
     Attributes:
         host: the loss a teacher's knowledge goes through; a config object registered with its host.
         views: what stands in the teacher's place; a config object registered with its views, or ``None``.
+        extra: further hosts, name -> config object; their terms but the hard labels' are added to the host's.
+        normalise: see :mod:`akd.methods.normalise`.
         augment: which images both networks see; a config object of :mod:`akd.data.policies`, ``None`` for the standard
             view alone.
     """
 
     host: Any = field(default=None)
     views: Any = field(default=None)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    normalise: bool = setting(False, help="divide each knowledge term by its running size; weights 0.1 to 10, log")
     augment: Any = field(default=None)
 
     @property
@@ -160,13 +184,22 @@ class MethodConfig:
 
     @property
     def title(self) -> str:
-        """The method in words: ``kd``, ``angular_kd over kd``, ``kd with cutmix``."""
-        words = f"{self.views_name} over {self.host_name}" if self.views_name else self.host_name
-        return f"{words} with {self.augment_name}" if self.augment_name else words
+        """The method in words: ``kd``, ``angular_kd over kd``; see :func:`title`."""
+        return title(self.host_name, self.views_name, self.extra, normalise=self.normalise, augment=self.augment_name)
 
     @property
     def needs(self) -> frozenset[str]:
         """What the teacher has to give; empty without a teacher."""
-        parts = [hosts.get(self.host_name)] + ([views.get(self.views_name)] if self.views_name else [])
-        none: frozenset[str] = frozenset()
-        return none.union(*(getattr(part, "needs", none) for part in parts))
+        parts = [needs_of(hosts, config) for config in (self.host, *self.extra.values())]
+        parts += [needs_of(views, self.views)] if self.views_name else []
+        parts += [needs_of(augments, self.augment)] if self.augment_name else []
+        return frozenset[str]().union(*parts)
+
+
+def title(
+    host: str, views: str | None, extra: Iterable[str] = (), *, normalise: bool = False, augment: str | None = None
+) -> str:
+    """A method in words: ``angular_kd over dkd + amd, normalised with cutmix``."""
+    words = " + ".join([f"{views} over {host}" if views else host, *extra])
+    words = f"{words}, normalised" if normalise else words
+    return f"{words} with {augment}" if augment else words

@@ -1,12 +1,16 @@
-"""From a configuration to a method: a host, alone or with views in its teacher's place."""
+"""From a configuration to a method: a host, alone or with others, and views in its teacher's place."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from akd.data.batch import Batch
 from akd.methods.base import Method, MethodConfig, Shapes, TeacherViews, hosts, views
+from akd.methods.extra import WithExtra
+from akd.methods.normalise import Normalised
 from akd.models.output import Output
 from akd.seeds import derive
 
@@ -36,6 +40,9 @@ class WithViews(Method):
     def soft_weight(self) -> float:
         return self.host.soft_weight() * self.views.mass(self.views.config)
 
+    def ramps(self, epoch: int) -> dict[str, float]:
+        return self.host.ramps(epoch)
+
     def warmup(self, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         _, terms = self.views(teacher, batch)
         return {f"views/{name}": term for name, term in terms.items()}
@@ -59,13 +66,27 @@ def create_method(config: MethodConfig, shapes: Shapes, *, label_smoothing: floa
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive("method", seed))
         host: Method = hosts.get(config.host_name)(config.host, shapes=shapes, label_smoothing=label_smoothing)
+        if config.extra:
+            host = WithExtra(host, {name: _extra(name, c, shapes, seed) for name, c in config.extra.items()})
+        if config.normalise:
+            host = Normalised(host)
         if config.views_name is None:
             return host
         torch.manual_seed(derive("views", seed))  # whatever the host has drawn
         return WithViews(host, views.get(config.views_name)(config.views, shapes=shapes))
 
 
+def _extra(name: str, config: Any, shapes: Shapes, seed: int) -> Method:
+    torch.manual_seed(derive(f"extra/{name}", seed))  # whatever the host has drawn
+    built: Method = hosts.get(name)(config, shapes=shapes, label_smoothing=0.0)
+    return built
+
+
 def soft_weight(config: MethodConfig, num_classes: int) -> float:
     """Effective weight of soft targets of a method that need not be built; see :meth:`Method.soft_weight`."""
-    host = create_method(MethodConfig(host=config.host), Shapes(num_classes))
-    return host.soft_weight() * (views.get(config.views_name).mass(config.views) if config.views_name else 1.0)  # type: ignore[attr-defined]
+    found = 0.0
+    for host in (config.host, *config.extra.values()):
+        # A host without soft targets may need the widths of both networks to be built.
+        if getattr(hosts.get(str(host.name)), "soft_weight", None) is not Method.soft_weight:
+            found += create_method(MethodConfig(host=host), Shapes(num_classes)).soft_weight()
+    return found * (views.get(config.views_name).mass(config.views) if config.views_name else 1.0)  # type: ignore[attr-defined]

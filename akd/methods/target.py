@@ -1,4 +1,4 @@
-"""Targets: the hard label of a (possibly mixed) batch, and the one way hosts get soft targets."""
+"""Targets: the hard label of a (possibly mixed) batch, and the one way hosts get soft targets and embeddings."""
 
 from __future__ import annotations
 
@@ -9,8 +9,28 @@ from torch.nn import functional as F
 from akd.data.batch import Batch
 from akd.models.output import Output
 
+#: Keeps the standardisation of a row of equal logits finite, and its gradient below 1 / FLOOR.
+FLOOR = 1e-4
 
-def soft_target(teacher: Output, temperature: float) -> tuple[Tensor, Tensor]:
+
+def standardised(logits: Tensor) -> Tensor:
+    """Z-scores of each row: (z - mean z) / sqrt(var z + FLOOR^2) over the classes, the last axis.
+
+    Sun et al. 2024, "Logit standardization in knowledge distillation", arXiv:2403.01427, section 4.2: the student then
+    need not match the range and variance of its teacher's logits. The variance divides by the number of classes, as in
+    the paper; the released code divides by one less, which is a temperature lower by sqrt((C - 1) / C).
+    """
+    centred = logits - logits.mean(-1, keepdim=True)
+    return centred * (centred.square().mean(-1, keepdim=True) + FLOOR**2).rsqrt()
+
+
+def log_probabilities(logits: Tensor, temperature: float, *, standardise: bool = False) -> Tensor:
+    """log softmax(z / temperature) of logits [..., C] in float32 or wider; of their z-scores if asked."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return F.log_softmax((standardised(wide) if standardise else wide) / temperature, dim=-1)
+
+
+def soft_target(teacher: Output, temperature: float, *, standardise: bool = False) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the teacher, or of the ensemble of the teacher and its views.
 
     Probabilities (not logits) are averaged: q = sum_k w_k softmax(z_k / temperature) / sum_k w_k, with the teacher as
@@ -19,15 +39,17 @@ def soft_target(teacher: Output, temperature: float) -> tuple[Tensor, Tensor]:
     Args:
         teacher: its ``view_logits`` [B, N, C] and ``view_weights`` [N + 1] make an ensemble when present.
         temperature: > 0.
+        standardise: soften the z-scores of each member's logits, not the logits; see :func:`standardised`.
 
     Returns:
         log_q [B, C], normalised, and mass, a scalar: sum of the weights (1 without views).
         A host multiplies its soft term by mass, which is what an unnormalised ensemble does to the gradient.
     """
-    log_p = _log_softmax(teacher.logits, temperature)
+    log_p = log_probabilities(teacher.logits, temperature, standardise=standardise)
     if teacher.view_logits is None:
         return log_p, log_p.new_ones(())
-    members = torch.cat([log_p[:, None], _log_softmax(teacher.view_logits, temperature)], dim=1)
+    of_views = log_probabilities(teacher.view_logits, temperature, standardise=standardise)
+    members = torch.cat([log_p[:, None], of_views], dim=1)
     if teacher.view_weights is None:
         weights = members.new_full((members.shape[1],), 1 / members.shape[1])
     else:
@@ -36,9 +58,20 @@ def soft_target(teacher: Output, temperature: float) -> tuple[Tensor, Tensor]:
     return torch.logsumexp(members + (weights / mass).log()[:, None], dim=1), mass
 
 
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return F.log_softmax(wide / temperature, dim=-1)
+def embedding_target(teacher: Output) -> Tensor:
+    """The teacher's embedding [B, D], or the weighted mean of its own and its views'.
+
+    Weights are divided by their sum: hosts compare lengths, so an ensemble of larger mass must not be a longer vector.
+    In float32 at least.
+    """
+    own = teacher.embedding.to(torch.promote_types(teacher.embedding.dtype, torch.float32))
+    if teacher.view_embeddings is None:
+        return own
+    members = torch.cat([own[:, None], teacher.view_embeddings.to(own.dtype)], dim=1)
+    if teacher.view_weights is None:
+        return members.mean(1)
+    weights = teacher.view_weights.to(own.dtype)
+    return (members * (weights / weights.sum())[:, None]).sum(1)
 
 
 def hard_target_loss(logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from akd.errors import ExperimentError
+from akd.errors import ExperimentError, reason
 from akd.registry import Registry
 from akd.seeds import derive
 
@@ -41,12 +41,21 @@ def create_model(
     from akd.models.adapter import adapt
 
     try:
-        made = factory(**_accepted(factory, {"num_classes": num_classes, **kw}))
+        made = _made(factory, _accepted(factory, {"num_classes": num_classes, **kw}))
         if not isinstance(made, nn.Module):
             raise ExperimentError(f"gives a {type(made).__name__}, not a torch.nn.Module")
         return adapt(made, num_classes, kw.get("in_channels", 3), image_size, taps)
     except ExperimentError as error:
         raise ExperimentError(error.problem, key="model", value=name) from None
+
+
+def _made(factory: Callable[..., Any], values: dict[str, Any]) -> Any:
+    try:
+        return factory(**values)
+    except ExperimentError:
+        raise
+    except Exception as error:  # a user's factory may fail in any way
+        raise ExperimentError(f"cannot be made: {type(error).__name__}: {reason(error)}") from error
 
 
 def _accepted(factory: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:

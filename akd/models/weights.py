@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from akd.errors import ExperimentError
+from akd.errors import ExperimentError, reason
 
 #: Where training scripts put the weights among the other things they save.
 _WRAPPERS = ("model_state_dict", "state_dict", "model", "net")
@@ -26,15 +27,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ExperimentError: missing, damaged, or more than tensors in plain containers, which could run code.
     """
-    if not path.is_file():
-        raise ExperimentError("is a folder, not a file" if path.is_dir() else "there is no such file")
+    try:
+        there, folder = path.is_file(), path.is_dir()
+    except (OSError, ValueError) as error:  # a name longer than the system takes, or with a null byte
+        raise ExperimentError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not there:
+        raise ExperimentError("is a folder, not a file" if folder else "there is no such file")
+    if not path.stat().st_size:
+        raise ExperimentError("is damaged: it holds nothing")
     try:
         with open(path, "rb") as file:
             safe = file.read(9)[8:] == b"{"  # eight bytes of length, then the header
         if safe:
             return load_file(path)
         # RepDistiller keeps its command line beside the weights; a namespace only holds values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        # torch warns of pickles of other versions, and of programs; both are answered below in one line.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise ExperimentError(
@@ -42,8 +51,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "save model.state_dict() alone"
         ) from None
     except Exception as error:  # bytes that are no weights make the readers fail in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ExperimentError(f"cannot be read, it may be damaged: {reason}") from None
+        if "TorchScript" in str(error):
+            problem = "is a TorchScript program, which could run code; save model.state_dict() alone"
+            raise ExperimentError(problem) from None
+        why = "it is neither safetensors nor of torch.save" if isinstance(error, KeyError) else reason(error)
+        raise ExperimentError(f"cannot be read, it may be damaged: {why}") from None
     return _unwrapped(content)
 
 
@@ -70,7 +82,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Fill a network with the weights of a file: every name and every shape must agree.
 
     Raises:
-        ExperimentError: see :func:`read_weights`, or the first name that differs, with both shapes.
+        ExperimentError: see :func:`read_weights`, or the first name that differs, with both shapes; values that are
+            no numbers.
     """
     theirs = read_weights(path)
     mine: dict[str, Tensor] = model.state_dict()
@@ -83,7 +96,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
         for k, v in mine.items()
         if k in theirs and theirs[k].shape != v.shape
     ]
-    if found := problems + shapes:
+    kinds = [
+        f"{k!r} is {str(theirs[k].dtype).removeprefix('torch.')} in the file and a floating-point number in the network"
+        for k, v in mine.items()
+        if k in theirs and v.is_floating_point() and not theirs[k].is_floating_point()
+    ]
+    if found := problems + shapes + kinds:
         more = f" ({len(found) - 1} more differ)" if len(found) > 1 else ""
         raise ExperimentError(f"does not fit the network: {found[0]}{more}")
+    for name, tensor in theirs.items():
+        if tensor.is_floating_point() and tensor.isnan().any():
+            raise ExperimentError(f"{name!r} holds values that are no numbers (NaN): its training diverged")
     model.load_state_dict(theirs)

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file
 from torch import nn
 
 from akd import checkpoint
@@ -22,8 +22,7 @@ from akd import folder as run_folder
 from akd.config import Experiment, StudentConfig
 from akd.data.augment import normalise
 from akd.data.dataset import TrainData
-from akd.errors import ExperimentError
-from akd.fit import EpochRecord
+from akd.errors import ExperimentError, reason
 from akd.methods import MethodConfig
 from akd.methods.none import NoneConfig
 from akd.metrics import evaluate
@@ -142,18 +141,21 @@ def obtain(
     experiment: Experiment,
     data: TrainData,
     store: Path,
+    train: Callable[[Path], object] | None = None,
     *,
-    device: torch.device | str = "cpu",
-    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
-    on_start: Callable[[Path], None] = lambda folder: None,
+    threads: int | None = None,
 ) -> Teacher:
     """The experiment's teacher: found in ``store``, or trained there (going on where a killed run stopped).
 
     Args:
         store: folder of all teachers; one subfolder a hash. A file lock lets one process train while others wait.
-        on_start: called with the run folder before training starts; not called for a teacher that is found.
+        train: trains the run in a folder to its end, by default in this process; not called for a teacher that is
+            found.
+        threads: of a step, where the experiment leaves them open.
     """
     own = as_experiment(experiment)
+    if own.train.threads is None:
+        own = replace(own, train=replace(own.train, threads=threads))
     name = teacher_hash(experiment, data)
     folder = store / name
     store.mkdir(parents=True, exist_ok=True)
@@ -171,19 +173,53 @@ def obtain(
             tags = {"teacher_hash": name}
             run = run_folder.Run("teacher", f"teacher {own.student.name}", tags=tags)
             run_folder.create(folder, own, run)
-        on_start(folder)
-        result = run_folder.train(folder, own, data, None, device=device, on_epoch=on_epoch)
+        if train is not None:
+            train(folder)
+        else:
+            run_folder.train(folder, own, data, None)
         run.end(folder, run_folder.COMPLETE)
-        return Teacher(name, folder, result.accuracy, found=False)
+        return Teacher(name, folder, run_folder.accuracy(folder), found=False)
 
 
-def load_student(folder: Path, device: torch.device | str = "cpu") -> nn.Module:
-    """A network handed over by akd (``student.safetensors`` with ``config.json`` beside it), in eval mode."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kw = {"in_channels": config["in_channels"], "image_size": tuple(config["image_size"])}
-    model = create_model(config["model"], config["num_classes"], taps=config.get("taps", ()), **kw)
-    model.load_state_dict(load_file(folder / "student.safetensors"))
+def load_student(folder: Path | str, device: torch.device | str = "cpu") -> nn.Module:
+    """A network handed over by akd (``student.safetensors`` with ``config.json`` beside it), in eval mode.
+
+    Raises:
+        ExperimentError: a file is not there, damaged, or of another network.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    try:
+        kw = {"in_channels": config["in_channels"], "image_size": tuple(config["image_size"])}
+        model = create_model(config["model"], config["num_classes"], taps=config.get("taps", ()), **kw)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ExperimentError):
+            raise
+        problem = f"{folder / 'config.json'} is not what akd hands over: {type(error).__name__}: {reason(error)}"
+        raise ExperimentError(problem, key="student") from None
+    weights = folder / "student.safetensors"
+    try:
+        load_weights(model, weights)
+    except ExperimentError as error:
+        raise ExperimentError(error.problem, key="student", value=str(weights)) from None
     return model.to(device).eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a network that was handed over.
+
+    Raises:
+        ExperimentError: it is not there or damaged.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or not {"model", "num_classes", "normalise"} <= set(config):
+            raise ValueError("it lacks model, classes or normalisation")
+    except (OSError, ValueError) as error:  # ValueError: no JSON, no UTF-8
+        why = error.strerror if isinstance(error, OSError) else f"it is damaged: {reason(error)}"
+        raise ExperimentError(f"cannot be read: {why}", key="student", value=str(path)) from None
+    return config
 
 
 def load_teacher(folder: Path, device: torch.device | str = "cpu") -> nn.Module:

@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 import torch
-from angular_step import BATCH, CLASSES, random_images
+from method_step import BATCH, CLASSES, random_images
 
 from akd.config import resolve
 from akd.data.loader import DeviceLoader
@@ -24,6 +24,7 @@ from akd.data.policies import augments, create_policy
 from akd.fit import TrainState, _scorer, _train_epoch, shapes_of
 from akd.methods import create_method
 from akd.models import seeded_model
+from akd.step import Stepper
 from akd.teacher import LiveTeacher
 from akd.world import ALONE
 
@@ -53,7 +54,8 @@ def main() -> None:
         e = resolve({"method": {"host": "kd", "augment": augment}, "student": args.student, "train": {"lr": 0.01}})
         net = seeded_model(args.student, CLASSES, 0).to(device)
         shapes = shapes_of(net, torch.zeros(1, 3, 32, 32, device=device), source, CLASSES)
-        state = TrainState(e.train, net, create_method(e.method, shapes).to(device), device)
+        method = create_method(e.method, shapes).to(device)
+        state = TrainState(e.train, net, method, device)
         loader = DeviceLoader(
             data,
             batch_size=BATCH,
@@ -65,18 +67,18 @@ def main() -> None:
             policy=create_policy(e.method.augment, data),
         )
         loader.score = _scorer(loader, state, source, amp)
-        runs[name] = (state, loader)
+        runs[name] = (state, loader, Stepper(net, method, source, world=ALONE, amp=amp))
     images: dict[str, list[float]] = {name: [] for name in runs}
     whole: dict[str, list[float]] = {name: [] for name in runs}
     for epoch in range(1, args.rounds + 2):  # the first round warms up
-        for name, (state, loader) in runs.items():
+        for name, (state, loader, stepper) in runs.items():
             began = time.perf_counter()
             for _ in loader.epoch(epoch):
                 pass
             if amp:
                 torch.cuda.synchronize()
             alone = (time.perf_counter() - began) / args.steps
-            step = _train_epoch(state, loader, source, epoch, amp, ALONE)["time/epoch_s"] / args.steps
+            step = _train_epoch(state, loader, stepper, epoch)["time/epoch_s"] / args.steps
             if epoch > 1:
                 images[name].append(alone)
                 whole[name].append(step)

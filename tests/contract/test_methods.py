@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from akd.config import resolve
 from akd.data import Batch
@@ -18,7 +19,9 @@ from akd.models import Output, create_model
 from akd.teacher import LiveTeacher
 
 B, C, N = 12, 7, 3
-STUDENT, TEACHER = (8, 12), (6, 10)  # channels of the stage maps of the two networks
+STUDENT, TEACHER = (4, 6, 8, 12), (5, 6, 6, 10)  # channels of the stage maps of the two networks
+SIZES = (8, 8, 4, 2)  # heights and widths of these maps
+IMAGES = 200  # in the training file
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Spec:
 
     def __str__(self) -> str:
         parts = [self.method] if isinstance(self.method, str) else self.method.values()
-        words = "-".join(p if isinstance(p, str) else "-".join(map(str, p.values())) for p in parts)
+        words = "-".join("-".join(map(str, p.values() if isinstance(p, dict) else [p])) for p in parts)
         return words + "-views" * self.views + "".join(f"-{k}" for k in self.train)
 
 
@@ -57,25 +60,53 @@ SPECS = [
     Spec("kd", minimal=("kd",), views=True),
     Spec({"host": {"name": "kd", "temperature": 1.0}}, minimal=("kd",)),
     Spec({"host": {"name": "kd", "temperature": 20.0, "weight": 3.0, "ce_weight": 0.0}}, minimal=("kd",), views=True),
+    Spec({"host": {"name": "kd", "standardise": True, "temperature": 2.0}}, minimal=("kd",), views=True),
+    Spec("dkd", minimal=("target", "others")),
+    Spec({"host": {"name": "dkd", "standardise": True, "ramp_epochs": 0}}, minimal=("target", "others"), views=True),
+    Spec("dist", minimal=("classes", "samples")),
+    Spec({"host": {"name": "dist", "temperature": 4.0}}, minimal=("classes", "samples"), views=True),
+    Spec("mlkd", minimal=("instance", "batch", "classes"), views=True),
+    Spec({"host": {"name": "mlkd", "standardise": True, "temperatures": [2.0]}}, minimal=("instance",)),
+    Spec("skd", minimal=("kd", "relation")),
+    Spec({"host": {"name": "skd", "ridge": 0.001}}, minimal=("kd",), views=True),
+    Spec({"host": "kd", "extra": ["dist", "dkd"]}, minimal=("kd", "extra/dkd/others"), views=True),
+    Spec({"host": "dkd", "normalise": True, "extra": ["kd"]}, minimal=("target", "extra/kd/kd"), views=True),
+    Spec({"host": "kd", "views": "angular_kd", "extra": ["dist"], "normalise": True}, draws=True),
     Spec("angular_kd", draws=True),
     Spec("angular_kd", draws=True, train={"label_smoothing": 0.1}),
     Spec(angular(count=1), draws=True),
     Spec(angular(count=8, head="low_rank", head_rank=3, tau_angle=4.0, detach=False), draws=True),
     Spec(angular(head="projected", head_width=6, dropout_low=0.0, dropout_high=0.0, margin=0.5)),
     Spec(angular(as_released=True, head_init="across", detach=False), draws=True),
+    Spec("amd", minimal=("amd",)),
+    Spec({"host": {"name": "amd", "margin": 2.0, "scale": 8.0, "local_weight": 0.2, "stages": [1, -1]}}),
+    Spec({"host": {"name": "crd", "negatives": 50, "width": 8}}, draws=True),
+    Spec({"host": {"name": "crd", "form": "batch", "width": 8}}, views=True),
+    Spec("fitnet"),
+    Spec({"host": {"name": "fitnet", "stages": [0, -1]}}),
+    Spec("at", minimal=("at",)),
+    Spec("sp", minimal=("sp",)),
+    Spec({"host": {"name": "sp", "stages": [1, -1]}}, minimal=("sp",)),
+    Spec("rkd", minimal=("distance", "angle")),
+    Spec("rkd", views=True),
+    Spec("reviewkd"),
+    Spec({"host": {"name": "reviewkd", "preact": False, "ramp_epochs": 0, "stages": [-1, 1]}}, views=True),
+    Spec("vid"),
+    Spec({"host": {"name": "vid", "stages": [1]}}),
+    Spec("pkt", views=True),
 ]
 
 
 def build(spec: Spec, seed: int = 0, same_widths: bool = False) -> Method:
     experiment = resolve({"method": spec.method, "train": spec.train})
     teacher = STUDENT if same_widths else TEACHER
-    shapes = Shapes(C, STUDENT[-1], teacher[-1], STUDENT, teacher)
+    shapes = Shapes(C, STUDENT[-1], teacher[-1], STUDENT, teacher, IMAGES)
     return create_method(experiment.method, shapes, label_smoothing=experiment.train.label_smoothing, seed=seed)
 
 
 def make_output(seed: int, channels: tuple[int, ...], dtype: torch.dtype = torch.float32, scale: float = 2.0) -> Output:
     draw = torch.Generator().manual_seed(seed)
-    before = tuple(torch.randn(B, c, 4, 4, generator=draw).to(dtype) for c in channels)
+    before = tuple(torch.randn(B, c, n, n, generator=draw).to(dtype) for c, n in zip(channels, SIZES, strict=True))
     after = tuple(F.relu(b) for b in before)
     logits = (scale * torch.randn(B, C, generator=draw)).to(dtype)
     return Output(logits, after[-1].mean((2, 3)), after, before)
@@ -175,7 +206,7 @@ class TestMethod:
         source = LiveTeacher(nets[1], build(spec).needs)
         images = torch.rand(B, 1, 8, 8)
         method = create_method(
-            resolve({"method": spec.method}).method, Shapes(C, 64, 64, (16, 16, 32, 64), (16, 16, 32, 64))
+            resolve({"method": spec.method}).method, Shapes(C, 64, 64, (16, 16, 32, 64), (16, 16, 32, 64), IMAGES)
         )
         before = {k: v.clone() for k, v in nets[1].state_dict().items()}
         teacher = with_views(spec, source(images, make_batch()))
@@ -239,11 +270,18 @@ class TestMethod:
         build(spec)(*self.pair(spec), make_batch())
         assert torch.equal(torch.get_rng_state(), before)
 
+    def test_a_step_reads_nothing_back_from_the_device(self, spec: Spec) -> None:
+        """On a GPU each such read waits for everything that is queued."""
+        method, (student, teacher) = build(spec), self.pair(spec)
+        student, batch = leaves(student), make_batch()
+        with NoReads():
+            total(method, method(student, teacher, batch)).backward()
+
     def test_one_piece_or_two_unequal_parts(self, spec: Spec) -> None:
         """Workers with unequal shares agree with one worker: mean weighted by samples, or gathered first."""
         method = build(spec).double()
         outputs = self.pair(spec, torch.float64)
-        whole = method(*outputs, make_batch())
+        whole = build(spec).double()(*outputs, make_batch())  # a method may remember what it has seen
         parts = [slice(0, 5), slice(5, B)]
         pieces = [tuple(map_output(o, lambda t, rows=rows: t[rows]) for o in outputs) for rows in parts]
         if method.relational:
@@ -256,12 +294,13 @@ class TestMethod:
             assert got[name].item() == pytest.approx(whole[name].item(), rel=1e-12), name
 
     def test_strong_view_rows_carry_no_hard_label(self, spec: Spec) -> None:
-        method, view = build(spec), (torch.arange(B) < 4).long()
+        view = (torch.arange(B) < 4).long()
         one = make_batch(view=view)
         wrong = torch.where(view == 1, (one.target + 1) % C, one.target)
         two = make_batch(view=view, target=wrong, target2=wrong)
-        a, b = method(*self.pair(spec), one), method(*self.pair(spec), two)
+        a, b = build(spec)(*self.pair(spec), one), build(spec)(*self.pair(spec), two)
         assert {k: v.item() for k, v in a.items()} == {k: v.item() for k, v in b.items()}
+        method = build(spec)
         nothing = method(*self.pair(spec), make_batch(view=torch.ones(B, dtype=torch.long)))
         assert all(term.isfinite() for term in nothing.values())
         if "ce" in nothing:
@@ -298,6 +337,26 @@ class TestMethod:
             assert method.soft_weight() == 0
 
 
+class NoReads(TorchDispatchMode):
+    """Refuses operations whose result, or its shape, the host has to wait for."""
+
+    READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in self.READS, name
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            assert all(i is None or i.dtype == torch.long for i in args[1]), "an index of truth values"
+        return func(*args, **(kwargs or {}))
+
+
+def test_reads_are_noticed() -> None:
+    x = torch.arange(3.0, requires_grad=True)
+    for read in (lambda: x.sum().item(), lambda: x[x > 1], lambda: bool(x.sum() > 0), lambda: (x > 1).nonzero()):
+        with pytest.raises(AssertionError), NoReads():
+            read()
+
+
 def gather(*parts: Output) -> Output:
     """Outputs of several workers joined along the batch, as ``World.gather`` would."""
     fields = zip(*(p._asdict().items() for p in parts), strict=True)
@@ -320,7 +379,7 @@ def test_registered_with_a_config_whose_defaults_build(name: str) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         config().name = "other"
     assert hosts.info(name)["summary"]
-    method = create_method(resolve({"method": name}).method, Shapes(C, 8, 8, STUDENT, STUDENT))
+    method = create_method(resolve({"method": name}).method, Shapes(C, 12, 12, STUDENT, STUDENT, IMAGES))
     assert isinstance(method, Method)
 
 
@@ -331,12 +390,12 @@ def test_views_are_registered_with_a_config_whose_defaults_build(name: str) -> N
     assert views.info(name)["summary"]
     with pytest.raises(dataclasses.FrozenInstanceError):
         config().name = "other"
-    method = create_method(resolve({"method": name}).method, Shapes(C, 8, 8, STUDENT, STUDENT))
+    method = create_method(resolve({"method": name}).method, Shapes(C, 12, 12, STUDENT, STUDENT, IMAGES))
     assert isinstance(method, WithViews)
     assert isinstance(method.views, TeacherViews)
 
 
 def test_every_registered_method_is_under_contract() -> None:
     listed = [resolve({"method": spec.method}).method for spec in SPECS]
-    assert {m.host_name for m in listed} == set(hosts.names())
+    assert {m.host_name for m in listed if not m.extra} == set(hosts.names())
     assert {m.views_name for m in listed} - {None} == set(views.names())

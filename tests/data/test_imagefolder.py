@@ -20,13 +20,12 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from akd.champion import held_out_batches
 from akd.cli import main
 from akd.config import resolve
 from akd.data import DataConfig, Dataset, TrainData, load, split, store
 from akd.data import imagefolder as folders
 from akd.data.augment import Augment, ResizedCrop, normalise
-from akd.data.loader import RESIDENT_SHARE, DeviceLoader, gather, resident
+from akd.data.loader import RESIDENT_SHARE, DeviceLoader, gather, held_out_batches, resident
 from akd.errors import ExperimentError
 from akd.fit import fit
 from akd.folder import export

@@ -58,7 +58,7 @@ class Together(World):
     slots: list[Any] = field(default_factory=list)
     barrier: Any = None
 
-    def gather(self, tensor: Tensor) -> Tensor:
+    def gather(self, tensor: Tensor, total: int) -> Tensor:
         self.slots[self.rank] = tensor
         self.barrier.wait(timeout=60)
         joined = torch.cat(self.slots)

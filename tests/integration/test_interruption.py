@@ -152,7 +152,8 @@ def test_tracker_away_is_filled_in_by_the_time_it_is_back(tmp_path: Path) -> Non
     server += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--workers", "1"]
     server += ["--artifacts-destination", str(tmp_path / "served")]
     process = program.start(
-        ["search", "small.yaml", "--name", "s", "--tracking-uri", uri, "--champion-seeds", "1"], tmp_path
+        ["search", "small.yaml", "--name", "s", "--tracking-uri", uri, "--tracking-later", "--champion-seeds", "1"],
+        tmp_path,
     )
     study, mlflow = tmp_path / "runs" / "s", None
     try:

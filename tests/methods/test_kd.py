@@ -180,3 +180,66 @@ class TestKD:
             Output(student, student), Output(teacher, teacher, view_logits=same, view_weights=weights), batch(target)
         )
         assert float(double["kd"]) == pytest.approx(2 * float(plain["kd"]), rel=1e-9)
+
+
+class TestStandardised:
+    """Logit standardisation: z-scores in the place of logits, the teacher's, the views' and the student's."""
+
+    @staticmethod
+    def scores(row: list[float]) -> list[float]:
+        mean = sum(row) / len(row)
+        spread = math.sqrt(sum((z - mean) ** 2 for z in row) / len(row) + 1e-8)
+        return [(z - mean) / spread for z in row]
+
+    def slow(self, student: Tensor, members: Tensor, shares: list[float], temperature: float) -> float:
+        """Of members [B, K, C] with shares that sum to 1."""
+        total = 0.0
+        for row, rows in zip(student.tolist(), members.tolist(), strict=True):
+            p = softmax(self.scores(row), temperature)
+            each = [softmax(self.scores(r), temperature) for r in rows]
+            q = [sum(w * e[c] for w, e in zip(shares, each, strict=True)) for c in range(len(p))]
+            total += sum(b * (math.log(b) - math.log(a)) for a, b in zip(p, q, strict=True))
+        return temperature**2 * total / len(student)
+
+    def kd(self, **settings: float) -> KD:
+        config = resolve({"method": {"host": {"name": "kd", "standardise": True, **settings}}}).method
+        method = create_method(config, Shapes(6))
+        assert isinstance(method, KD)
+        return method
+
+    @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+    def test_against_the_literal_sum(self, temperature: float) -> None:
+        student, teacher = logits(5, 6, seed=1), logits(5, 6, seed=2)
+        target = torch.tensor([0, 1, 2, 3, 4])
+        terms = self.kd(temperature=temperature)(Output(student, student), Output(teacher, teacher), batch(target))
+        assert float(terms["kd"]) == pytest.approx(self.slow(student, teacher[:, None], [1.0], temperature), rel=1e-9)
+        assert float(terms["ce"]) == float(hard_target_loss(student, batch(target)))  # hard labels see plain logits
+
+    def test_each_member_of_an_ensemble_is_standardised(self) -> None:
+        student, teacher = logits(5, 6, seed=1), logits(5, 6, seed=2)
+        views = logits(5, 2, 6, seed=3, scale=20.0)
+        given = Output(teacher, teacher, view_logits=views, view_weights=torch.tensor([1.0, 0.5, 0.5]))
+        terms = self.kd(temperature=2)(Output(student, student), given, batch(torch.tensor([0, 1, 2, 3, 4])))
+        members = torch.cat([teacher[:, None], views], 1)
+        assert float(terms["kd"]) == pytest.approx(2 * self.slow(student, members, [0.5, 0.25, 0.25], 2.0), rel=1e-9)
+
+    def test_range_and_shift_of_the_logits_do_not_count(self) -> None:
+        student, teacher = logits(4, 6, seed=1), logits(4, 6, seed=2)
+        moved = 7 * teacher + torch.arange(4)[:, None]
+        one, two = (soft_target(Output(z, z), 2.0, standardise=True)[0] for z in (teacher, moved))
+        assert torch.allclose(one, two, rtol=1e-6)
+        target = batch(torch.tensor([0, 1, 2, 3]))
+        terms = self.kd(temperature=2)(Output(0.1 * teacher - 3, student), Output(teacher, teacher), target)
+        assert abs(float(terms["kd"])) < 1e-6
+
+    def test_equal_logits_have_a_finite_gradient(self) -> None:
+        student = torch.zeros(3, 6, requires_grad=True)
+        teacher = logits(3, 6, seed=2).float()
+        self.kd()(Output(student, student), Output(teacher, teacher), batch(torch.tensor([0, 1, 2])))["kd"].backward()
+        assert student.grad.isfinite().all()
+        assert float(student.grad.abs().sum()) > 0
+
+    def test_gradient(self) -> None:
+        student, teacher = logits(3, 5, seed=1).requires_grad_(), logits(3, 5, seed=2)
+        method, target = self.kd(temperature=2), batch(torch.tensor([0, 1, 2]))
+        assert torch.autograd.gradcheck(lambda s: method(Output(s, s), Output(teacher, teacher), target)["kd"], student)

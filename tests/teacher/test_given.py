@@ -18,7 +18,7 @@ from akd.errors import ExperimentError
 from akd.metrics import evaluate
 from akd.models import create_model, seeded_model
 from akd.prepare import prepare
-from akd.study import distil
+from akd.single import distil
 from akd.teacher.keep import load_teacher, obtain, teacher_hash
 from akd.teacher.source import LiveTeacher, Renormalised
 
@@ -55,7 +55,7 @@ def raw(data: TrainData, mean: list[float], std: list[float]) -> torch.Tensor:
 def test_it_is_kept_measured_and_found_again(weights: Path, tmp_path: Path) -> None:
     e = experiment(weights, mean=MEAN, std=STD)
     data = data_of(e)
-    kept = obtain(e, data, tmp_path / "store", on_epoch=lambda r: pytest.fail("it was trained"))
+    kept = obtain(e, data, tmp_path / "store", lambda folder: pytest.fail("it was trained"))
     net = seeded_model("resnet8", 10, 5, in_channels=1).eval()
     scores = evaluate(net, [(raw(data, MEAN, STD), data.dataset.labels[data.val])])
     assert kept.accuracy == scores["accuracy"]

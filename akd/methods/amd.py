@@ -1,0 +1,124 @@
+"""AMD: attention maps whose attended and unattended parts are held apart by an angular margin.
+
+Jeon, Choi, Shukla and Turaga 2023, "Leveraging angular distributions for improved knowledge distillation",
+Neurocomputing 518, arXiv:2302.14130.
+
+A map's energy A = sum_c F_c^2 over its length, a = A / |A| in [0, 1]^hw, is read as the cosine of an angle to the
+object. With scale s and margin m,
+
+    P = s cos(m arccos a)  (object),    N = s (1 - a)  (background),    G = log(e^P / (e^P + e^N)),
+
+each of them over its length, L = mean of the three mean squared differences between student and teacher. The local form
+takes the same lengths and differences in the four quarters of the map, with a that of the whole map.
+
+No weight of the term is published; 1000 is that of attention transfer, which has this term's scale. Mended: G is
+log-sigmoid(P - N), which does not overflow; cos(m arccos a) keeps its finite slope m^2 at a = 1; the local form, which
+as released fails before its first step. Maps of different sizes, which it does not take, are pooled: energies, not
+features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from akd.data.batch import Batch
+from akd.methods.base import Shapes, hosts
+from akd.methods.feature import FeatureHost, channels, energy, needs_of_stages, same_size
+from akd.models.output import Output
+from akd.settings import setting
+
+#: Added to a map's length, as released, so that a dead map has no direction.
+EPSILON = 1e-6
+#: Below this 1 - a the arccosine is replaced by its series, whose error there is below 1e-15.
+NEAR = 1e-3
+
+
+def margin_cosine(cosine: Tensor, margin: float) -> Tensor:
+    """cos(margin * arccos(cosine)) of cosines in [0, 1], smooth up to 1, where arccos itself has no slope.
+
+    Near 1, with x = 1 - cosine: arccos^2 = 2x + x^2/3 + 4x^3/45 + x^4/35 + 16x^5/1575 + ..., and the cosine is a series
+    in that.
+    """
+    near = cosine > 1 - NEAR
+    plain = (margin * torch.where(near, 0.5, cosine).acos()).cos()
+    x = torch.where(near, 1 - cosine, 0.0)
+    square = margin**2 * x * (2 + x * (1 / 3 + x * (4 / 45 + x * (1 / 35 + x * 16 / 1575))))
+    series = 1 - square / 2 * (1 - square / 12 * (1 - square / 30 * (1 - square / 56 * (1 - square / 90))))
+    return torch.where(near, series, plain)
+
+
+def angular_maps(feature_energy: Tensor, margin: float, scale: float) -> Tensor:
+    """G, P and N, [B, 3, h, w], of an energy [B, h, w]."""
+    length = torch.linalg.vector_norm(feature_energy.flatten(1), dim=1)[:, None, None]
+    a = feature_energy / (length + EPSILON)
+    positive, negative = scale * margin_cosine(a, margin), scale * (1 - a)
+    return torch.stack([F.logsigmoid(positive - negative), positive, negative], dim=1)
+
+
+def _gap(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of maps [B, 3, h, w], each over its length."""
+    return F.mse_loss(F.normalize(student.flatten(2), dim=2), F.normalize(teacher.flatten(2), dim=2))
+
+
+def _halves(side: int) -> list[slice]:
+    return [slice(side // 2), slice(side // 2, side)] if side > 1 else [slice(side)]
+
+
+def amd_loss(
+    student_map: Tensor, teacher_map: Tensor, margin: float = 1.35, scale: float = 64.0, local_weight: float = 0.0
+) -> Tensor:
+    """(1 - local_weight) * global + local_weight * local form; 0 when the attention maps agree.
+
+    Args:
+        student_map, teacher_map: [B, C, H, W] of any channels and sizes, or one-channel attention sqrt(sum_c F_c^2);
+            the larger is pooled to the smaller.
+        margin: m, 1 without any; monotone up to 2.
+        scale: s.
+        local_weight: share of the four quarters; 0.2 as released. A side of one pixel is not halved.
+    """
+    student, teacher = (angular_maps(x, margin, scale) for x in same_size(energy(student_map), energy(teacher_map)))
+    if not local_weight:
+        return _gap(student, teacher)
+    rows, columns = (_halves(side) for side in student.shape[2:])
+    quarters = [_gap(student[:, :, r, c], teacher[:, :, r, c]) for r in rows for c in columns]
+    return (1 - local_weight) * _gap(student, teacher) + local_weight * torch.stack(quarters).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AMDConfig:
+    """Settings of AMD."""
+
+    name: str = setting("amd", choices=["amd"])
+    weight: float = setting(1000.0, low=0, help="weight of the sum over stages; searched in 100 to 10000, log")
+    ce_weight: float = setting(1.0, low=0, help="weight of the hard-label term")
+    margin: float = setting(1.35, low=1, high=2, help="multiplies the angle of the attended part; searched in 1 to 2")
+    scale: float = setting(64.0, above=0, help="of both parts; searched in 8 to 64, log")
+    local_weight: float = setting(
+        0.0, low=0, high=1, help="share of the four quarters of each map; released: 0.2, searched in 0 to 0.5"
+    )
+    stages: tuple[int, ...] = setting((-3, -2, -1), help="maps compared, 0 the stem, negative from the deep end")
+
+
+@hosts.register(
+    "amd", config=AMDConfig, paper="arXiv:2302.14130", summary="match attention maps, object and background set apart"
+)
+class AMD(FeatureHost):
+    """Hard labels plus angular attention maps of several stages."""
+
+    def __init__(self, config: AMDConfig, *, shapes: Shapes, label_smoothing: float = 0.0):
+        super().__init__(config, shapes=shapes, label_smoothing=label_smoothing)
+        channels(config.stages, shapes)  # refuses stages that are not there
+
+    @classmethod
+    def needs_of(cls, config: Any) -> frozenset[str]:
+        return needs_of_stages("attention", config.stages)
+
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
+        c = self.config
+        losses = [amd_loss(student.maps[k], teacher.maps[k], c.margin, c.scale, c.local_weight) for k in c.stages]
+        return {"amd": torch.stack(losses).sum()}

@@ -1,0 +1,267 @@
+"""One run without a search: a student trained as an experiment says, or its teacher alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from akd import cluster
+from akd import config as configuration
+from akd import folder as run_folder
+from akd.addresses import check_tracking
+from akd.config import Experiment
+from akd.data import TrainData
+from akd.errors import ExperimentError, Interrupted, RunError
+from akd.folder import COMPLETE, FAILED, RUNNING, Run
+from akd.job import Job
+from akd.logged import default_uri, scrubbed
+from akd.prepare import check_output, checked, complete, default_name, placed, study_folder
+from akd.session import Here, Session
+from akd.study import batch_sizes, resolved
+from akd.summary import program, shown_path
+from akd.teacher.keep import Teacher
+from akd.teaching import provide
+from akd.terminal import Display, percent
+from akd.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One distilled student.
+
+    Attributes:
+        student: folder with ``student.safetensors`` and ``config.json``.
+        accuracy: top-1 on the validation split (0..1).
+        epochs_run: epochs trained.
+        history: metrics of each epoch.
+        folder: the run's own, under the output folder.
+        mlflow: address and run id.
+    """
+
+    student: Path
+    accuracy: float
+    epochs_run: int
+    history: list[dict[str, float]]
+    folder: Path
+    mlflow: dict[str, str]
+
+
+def distil(
+    experiment: Experiment | Mapping[str, Any] | str | Path,
+    *,
+    name: str | None = None,
+    output: str | Path = "runs",
+    workers: int | None = 1,
+    tracking_uri: str | None = None,
+    tracking_later: bool = False,
+    ray_address: str | None = None,
+    display: Display | None = None,
+) -> TrialResult:
+    """Train one student (and its teacher, if there is none yet) as the experiment says; its space is not searched.
+
+    Args:
+        experiment: resolved, or a mapping or file to resolve.
+        name: of the run; default from data, method and time.
+        output: folder of all runs, teachers and the default MLflow store.
+        workers: that share the batches, as a Ray Train job; 1 trains in this process without Ray, ``None`` takes a
+            worker for each GPU or an even share of the CPUs.
+        tracking_uri, tracking_later, ray_address, display: see :func:`akd.study.search`.
+
+    Raises:
+        ExperimentError: a mistake in the experiment; nothing was started or written.
+        RunError: the training failed, with the reason.
+        Interrupted: asked to stop; :func:`go_on` goes on.
+    """
+    full = resolved(experiment)
+    folder = study_folder(Path(output).absolute(), default_name(full) if name is None else name, resume=False)
+    open_threads = full.train.threads is None
+    full = replace(complete(full), space={})
+    data = _check(full, workers, ray_address)
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(folder.parent)
+    try:
+        check_tracking(uri, folder.parent, answers=not tracking_later)
+    except ExperimentError as error:
+        raise error.at(None if tracking_uri else "MLFLOW_TRACKING_URI") from None
+    run = Run("single", folder.name, tags={"tracking": scrubbed(uri), "workers": str(workers or "all")})
+    if open_threads:
+        run.tags["threads"] = "open"
+    try:
+        run_folder.create(folder, full, run)
+    except OSError as error:
+        problem = f"cannot be written: {error.strerror}"
+        raise ExperimentError(problem, key="output", value=str(folder.parent)) from None
+    return _train(full, data, folder, run, workers, uri, ray_address, display)
+
+
+def go_on(
+    name: str,
+    *,
+    output: str | Path = "runs",
+    tracking_uri: str | None = None,
+    ray_address: str | None = None,
+    display: Display | None = None,
+) -> TrialResult:
+    """Go on with a run of :func:`distil` that was interrupted or killed; arguments and errors as there."""
+    folder = study_folder(Path(output).absolute(), name, resume=True)
+    run = Run.read(folder)
+    assert run is not None
+    if run.kind != "single":
+        raise ExperimentError(f"is a {run.kind}; go on with 'akd search --resume {name}'", key="resume", value=name)
+    full = configuration.load(folder / "experiment.yaml", {}, strict=False)
+    said = run.tags.get("workers", "1")
+    workers = None if said == "all" else int(said)
+    data = _check(full, workers, ray_address)
+    uri = (
+        tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or run.tags.get("tracking") or default_uri(folder.parent)
+    )
+    check_tracking(uri, folder.parent, answers=False)
+    return _train(full, data, folder, run, workers, uri, ray_address, display)
+
+
+def teach(
+    experiment: Experiment | Mapping[str, Any] | str | Path,
+    *,
+    output: str | Path = "runs",
+    workers: int | None = None,
+    ray_address: str | None = None,
+    display: Display | None = None,
+) -> Teacher:
+    """The experiment's teacher, trained if it is not kept already; arguments and errors as of :func:`distil`."""
+    full = complete(resolved(experiment))
+    data = _check(full, workers, ray_address)
+    check_output(Path(output))
+    display = display or Display(full.teacher.train.epochs, 0, [])
+    with _session(full, workers, ray_address) as session:
+        return provide(session, full, data, Path(output).absolute(), display, None)
+
+
+def _check(full: Experiment, workers: int | None, ray_address: str | None) -> TrainData:
+    with placed(full):
+        data = checked(full)
+        if workers is not None and workers < 1:
+            raise ExperimentError("must be at least 1", key="workers", value=workers)
+        if not _here(workers, ray_address):
+            try:
+                cluster.check(replace(full.search, final_workers=workers), ray_address, batch_sizes(full))
+            except ExperimentError as error:
+                raise ExperimentError(error.problem, key="workers", value=workers) from None
+    return data
+
+
+def _here(workers: int | None, ray_address: str | None) -> bool:
+    return workers == 1 and (ray_address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+
+
+def _session(full: Experiment, workers: int | None, ray_address: str | None) -> AbstractContextManager[Session | Here]:
+    if _here(workers, ray_address):
+        return nullcontext(Here())
+    return Session(replace(full.search, final_workers=workers, workers_per_trial=1), ray_address)
+
+
+def _train(
+    full: Experiment,
+    data: TrainData,
+    folder: Path,
+    run: Run,
+    workers: int | None,
+    uri: str,
+    ray_address: str | None,
+    display: Display | None,
+) -> TrialResult:
+    display = display or Display(full.train.epochs, 1, [])
+    line = f"{full.data.name}: {full.teacher.name} to {full.student.name}"
+    with _locked(folder):
+        tracker = Tracker(
+            uri,
+            folder.parent,
+            folder,
+            line,
+            keep=full.search.log_checkpoints,
+            on_trouble=lambda text: display.say(text, "yellow"),
+        )
+        display.say(f"run {folder.name}: {line}, {full.method.title}, {len(data.train)} training images")
+        try:
+            if run.state != COMPLETE:
+                run.state, run.ended, run.reason = RUNNING, None, None
+                run.write(folder)
+                with _session(full, workers, ray_address) as session:
+                    _carry(session, full, data, folder, run, display, tracker)
+        except (KeyboardInterrupt, Interrupted):
+            where = "" if folder.parent == Path("runs").absolute() else f" --output {shown_path(folder.parent)}"
+            raise Interrupted(f"stopped; go on with: {program()} train --resume {folder.name}{where}") from None
+        except RunError as error:
+            run.end(folder, FAILED, str(error))
+            raise RunError(f"{error} (see {shown_path(folder)}/error.txt)") from None
+        finally:
+            tracker.changed(folder)
+            if not tracker.close():
+                display.say(f"MLflow at {scrubbed(uri)} did not take everything", "yellow")
+        history = run_folder.history(folder)
+        result = TrialResult(
+            folder / "student",
+            run_folder.accuracy(folder),
+            int(history[-1]["epoch"]),
+            history,
+            folder,
+            {"tracking_uri": scrubbed(uri), "run_id": tracker.run_id(folder)},
+        )
+    display.panel(f"{full.method.title}, {full.student.name}", _closing(result, full))
+    return result
+
+
+def _carry(
+    session: Session | Here,
+    full: Experiment,
+    data: TrainData,
+    folder: Path,
+    run: Run,
+    display: Display,
+    tracker: Tracker,
+) -> None:
+    teacher = provide(session, full, data, folder.parent, display, tracker) if full.needs_teacher else None
+    team = session.team(full.train.batch_size)
+    if run.tags.pop("threads", None):  # left open, until it was known what a worker has
+        full = replace(full, train=replace(full.train, threads=max(1, int(team.cpus))))
+        run_folder.create(folder, full, run)
+    job = Job(
+        str(folder),
+        str(teacher.folder) if teacher else None,
+        every_student=full.search.log_checkpoints == "all",
+    )
+    shared = f" on {team.size} workers" if team.size > 1 else ""
+    with display.bar(f"student {full.student.name}{shared}", full.train.epochs) as advance:
+
+        def on_epoch(job: Job, epoch: int, metrics: dict[str, float]) -> None:
+            advance(epoch, f"validation {percent(metrics.get('val/accuracy'))} %")
+            tracker.changed(folder, delay=2)
+
+        session.carry([job], team, on_epoch=on_epoch)
+    run.end(folder, COMPLETE)
+
+
+def _closing(result: TrialResult, full: Experiment) -> list[str]:
+    student, data = shown_path(result.student), full.data.name
+    place = f" --data-dir {shown_path(Path(full.data.dir))}" if full.data.dir and data != "digits" else ""
+    return [
+        f"validation {percent(result.accuracy)} % after {result.epochs_run} epochs",
+        "",
+        f"student   {student}/student.safetensors",
+        f"test      {program()} evaluate --data {data}{place} --model {student}",
+        f"MLflow    {program()} ui {result.folder.name}",
+    ]
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ExperimentError("is being trained by another process", key="name", value=folder.name) from None

@@ -1,0 +1,144 @@
+"""One step of training: forward passes, terms, loss and gradient, alone or with other workers.
+
+The gradient is that of the global batch however many workers share it. Terms of a relational method are made of
+gathered rows and are the same on every worker; others are means over a worker's share and are weighed by its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from akd.data.batch import Batch
+from akd.methods import Method
+from akd.models import Output
+from akd.teacher.source import TeacherSource
+from akd.world import World
+
+
+class Part(NamedTuple):
+    """What a step computed of some rows, detached.
+
+    Attributes:
+        batch: the rows.
+        loss: weighted sum of the terms.
+        terms: unweighted.
+        logits: the student's, [rows, C]; ``None`` in a head epoch.
+    """
+
+    batch: Batch
+    loss: Tensor
+    terms: dict[str, Tensor]
+    logits: Tensor | None
+
+
+class _Pair(nn.Module):
+    """Student and method as one module, so that one wrapper averages the gradients of both."""
+
+    def __init__(self, student: nn.Module, method: Method, world: World):
+        super().__init__()
+        self.student, self.method, self.world = student, method, world
+        self.maps = any(n.partition(":")[0] in ("maps", "maps_preact", "attention") for n in method.needs)
+
+    def forward(
+        self, images: Tensor | None, teacher: Output | None, batch: Batch
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Terms and the student's logits; without images the terms of a head epoch."""
+        output = self.student(images) if images is not None else None
+        logits = output.logits if output is not None else None
+        if self.method.relational and self.world.size > 1:
+            output, teacher = self._joined(output, batch), self._joined(teacher, batch)
+            share = batch
+            batch = batch.each_column(lambda column: self._join(column, share))._replace(offset=0)
+        if output is None:
+            assert teacher is not None
+            return self.method.warmup(teacher, batch), None
+        return self.method(output, teacher, batch), logits
+
+    def _join(self, tensor: Tensor, batch: Batch) -> Tensor:
+        # View by view, so that the global batch has its views one after the other as a share has.
+        return torch.cat([self.world.gather(rows, batch.total) for rows in tensor.chunk(batch.views)])
+
+    def _joined(self, output: Output | None, batch: Batch) -> Output | None:
+        if output is None:
+            return None
+        maps = tuple(self._join(m, batch) for m in output.maps) if self.maps else ()
+        before = output.maps_preact
+        return output._replace(
+            logits=self._join(output.logits, batch),
+            embedding=self._join(output.embedding, batch),
+            maps=maps,
+            maps_preact=tuple(self._join(m, batch) for m in before) if before is not None and self.maps else None,
+        )
+
+
+class Stepper:
+    """Gradients of one run.
+
+    Args:
+        student, method: on the device; their parameters get the gradients.
+        source: the teacher.
+        world: who shares the run.
+        amp: run the networks in bfloat16.
+        micro_batch: most images of one forward pass; ``None`` takes a worker's share as a whole.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        method: Method,
+        source: TeacherSource | None,
+        *,
+        world: World,
+        amp: bool,
+        micro_batch: int | None = None,
+    ):
+        self.method, self.source, self.world, self.amp, self.micro_batch = method, source, world, amp, micro_batch
+        self.pair = world.wrap(_Pair(student, method, world))
+        self.weights = method.weights()
+
+    def gradients(self, images: Tensor, batch: Batch, heads: bool = False) -> Iterator[Part]:
+        """Add a step's gradients to the parameters, part by part; exhausting the iterator completes them.
+
+        Args:
+            images: this worker's share of a global batch, [rows, C, H, W].
+            heads: a step of a head epoch: the method's parameters alone, no student.
+        """
+        parts = list(self._parts(images, batch))
+        state = batch.generator.get_state() if len(parts) > 1 else None
+        for i, (some, rows) in enumerate(parts):
+            if state is not None:  # every part draws the whole batch's random numbers and takes its own
+                batch.generator.set_state(state)
+            if i + 1 < len(parts):
+                with self.world.local(self.pair):
+                    yield self._backward(some, rows, heads)
+            else:
+                yield self._backward(some, rows, heads)
+
+    def _backward(self, images: Tensor, batch: Batch, heads: bool) -> Part:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
+            teacher = self.source(images, batch) if self.source is not None else None
+            terms, logits = self.pair(None if heads else images, teacher, batch)
+        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        scale = 1.0
+        if not self.method.relational:
+            scale = self.world.size * (len(batch.index) // batch.views) / batch.total
+        (loss * scale if scale != 1 else loss).backward()
+        detached = {name: term.detach() for name, term in terms.items()}
+        return Part(batch, loss.detach(), detached, logits.detach() if logits is not None else None)
+
+    def _parts(self, images: Tensor, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
+        share, most = len(batch.index) // batch.views, self.micro_batch
+        if most is None or share <= most:
+            yield images, batch
+            return
+        for low in range(0, share, most):
+            high = min(low + most, share)
+
+            def rows(tensor: Tensor, low: int = low, high: int = high) -> Tensor:
+                return torch.cat([view[low:high] for view in tensor.chunk(batch.views)])
+
+            yield rows(images), batch.each_column(rows)._replace(offset=batch.offset + low)

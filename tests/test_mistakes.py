@@ -1,0 +1,776 @@
+"""Every mistake a user can make: one line that says what, where and what is allowed; exit 2, nothing done.
+
+Each row is run through the command line and, where there is a call for it, through ``akd.search``, which must say the
+same. The shorter table of what flags refuse is in ``test_cli.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+import akd
+from akd import cli, study
+from akd.errors import ExperimentError
+from akd.models import create_model
+
+SPACE = """\
+data: {name: digits, subset: 200}
+teacher: {name: wrn_16_1, train: {epochs: 1, batch_size: 16, threads: 1}}
+train: {epochs: 2, batch_size: 16, threads: 1}
+search: {trials: 4, champion_seeds: 1}
+space:
+  train.lr: {type: float, low: 0.01, high: 0.2, log: true}
+  train.momentum: {choices: [0.8, 0.9]}
+"""
+MOMENTUM = "train.momentum: {choices: [0.8, 0.9]}"
+LR = "{type: float, low: 0.01, high: 0.2, log: true}"
+Setup = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A mistake: the command, words its line must have, and how the folder looks.
+
+    Attributes:
+        arguments: of ``akd``.
+        words: all in the line.
+        setup: prepares the folder.
+        library: whether ``akd.search`` can be asked the same.
+    """
+
+    arguments: tuple[str, ...]
+    words: tuple[str, ...]
+    setup: Setup | None = None
+    library: bool = True
+
+
+def flags(*arguments: str, says: list[str], setup: Setup | None = None, library: bool = True) -> Row:
+    return Row(("search", "s.yaml", *arguments), tuple(says), setup, library)
+
+
+def text(old: str, new: str, says: list[str]) -> Row:
+    """``old`` of the experiment file replaced by ``new``."""
+    assert SPACE.count(old) >= 1, old
+    return content(SPACE.replace(old, new, 1), says)
+
+
+def content(whole: str | bytes, says: list[str]) -> Row:
+    return Row(("search", "s.yaml"), tuple(says), partial(put, name="s.yaml", what=whole))
+
+
+def other(*arguments: str, says: list[str], setup: Setup | None = None) -> Row:
+    return Row(arguments, tuple(says), setup, library=False)
+
+
+def put(folder: Path, name: str, what: str | bytes) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(what if isinstance(what, bytes) else what.encode())
+
+
+def all_of(*setups: Setup) -> Setup:
+    def run(folder: Path) -> None:
+        for setup in setups:
+            setup(folder)
+
+    return run
+
+
+BOMB = "a: &a [1, 1]\n" + "".join(
+    f"{c}: &{c} [{', '.join([f'*{p}'] * 9)}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True)
+)
+MAPS = "a: &a {x: 1, y: 2}\n" + "".join(
+    f"{c}: &{c} {{{', '.join(f'k{i}: *{p}' for i in range(9))}}}\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+NAMES = {
+    "key": text("epochs: 2,", "epoch: 2,", ["s.yaml:3", "train.epoch", "unknown key", "did you mean 'epochs'"]),
+    "section": text("search:", "serach:", ["s.yaml:4", "serach", "did you mean 'search'"]),
+    "key of a flag": flags("--train.lrr", "1", says=["--train.lrr", "unknown key", "did you mean 'lr'"], library=False),
+    "flag": flags("--trails", "3", says=["--trails", "did you mean '--trials'"], library=False),
+    "flag twice": flags("--trials", "3", "--trials", "4", says=["--trials", "given twice"], library=False),
+    "flag without value": flags("--data", "", says=["--data", "needs a value"], library=False),
+    "key without value": flags("--train.ema", "", says=["--train.ema", "needs a value"], library=False),
+    "method": flags("--method", "kdd", says=["--method", "'kdd'", "did you mean 'kd'"]),
+    "method of the file": text(
+        "train: {epochs: 2", "method: kdd\ntrain: {epochs: 2", ["s.yaml:3", "did you mean 'kd'"]
+    ),
+    "setting of a method": flags("--method.host.tmperature", "3", says=["did you mean 'temperature'"]),
+    "data": flags("--data", "digit", says=["--data", "did you mean 'digits'"]),
+    "student": flags("--student", "resnet9", says=["--student", "did you mean 'resnet8'"]),
+    "teacher": flags("--teacher", "wrn_16_3", says=["--teacher", "did you mean 'wrn_16_"]),
+    "torchvision": flags("--student", "torchvision:resnet1", says=["--student", "did you mean 'resnet18'"]),
+    "module": flags("--student", "nowhere:net", says=["--student", "'nowhere:net'", "No module named 'nowhere'"]),
+    "taps": flags("--student.taps", "[x]", says=["student.taps", "student = 'resnet8'", "has its own maps"]),
+    "verb": other("serach", says=["'serach'", "did you mean 'search'"]),
+    "space file": other("search", "quikstart", says=["'quikstart'", "did you mean 'quickstart'"]),
+    "no such file": Row(("search", "gone.yaml"), ("'gone.yaml'", "no such file", "quickstart")),
+    "long file name": Row(("search", "x" * 300), ("(302 characters)", "File name too long")),
+    "folder for a file": Row(("search", "f"), ("'f'", "is a folder"), lambda folder: (folder / "f").mkdir()),
+}
+
+#: Values that are no positive whole number, and how the line shows them.
+WRONG = {"0": "0", "-3": "-3", "2.5": "2.5", "true": "True", "many": "'many'", "'8'": "'8'", "[1]": "[1]"}
+WRONG |= {".nan": "nan", ".inf": "inf", "null": "None", "1e-3": "0.001", "010": "'010'", "1:30": "'1:30'"}
+WRONG |= {"{a: 1}": "{'a': 1}", "2026-01-01": "'2026-01-01'"}
+NUMBERS = {
+    f"{flag} {value}": flags(f"{flag}={value}", says=[flag, f"{key} = {shown}", "a whole number >= 1"])
+    for flag, key in (("--trials", "search.trials"), ("--epochs", "train.epochs"))
+    for value, shown in WRONG.items()
+}
+NUMBERS |= {
+    f"train.batch_size {value}": flags(f"--train.batch_size={value}", says=["train.batch_size", ">= 1"])
+    for value in ("0", "-64", "1.5", "false")
+}
+NUMBERS |= {
+    "number as text": flags("--train.weight_decay", "'1e-3'", says=["train.weight_decay = '1e-3'", "a number >= 0"]),
+    "not a number": flags("--train.weight_decay", ".nan", says=["train.weight_decay = nan", "a number >= 0"]),
+    "too small a bool": flags("--train.nesterov", "1", says=["train.nesterov = 1", "true or false"]),
+    "choice": flags("--train.schedule", "cosin", says=["one of constant, cosine, step", "did you mean 'cosine'"]),
+    "list": flags("--train.decay_epochs", "5", says=["train.decay_epochs = 5", "a list of whole numbers"]),
+    "a null among values": text("epochs: 2,", "epochs: null,", ["s.yaml:3", "train.epochs = None", ">= 1"]),
+    "a list for a section": text(
+        "{trials: 4, champion_seeds: 1}", "[1]", ["s.yaml:4", "search = [1]", "keys and values"]
+    ),
+    "without effect": flags("--search.scheduler=none", "--search.eta=4", says=["search.eta = 4", "has no effect"]),
+    "time": flags("--time-budget", "soon", says=["--time-budget", "'soon'", "30m"], library=False),
+    "batch above the data": flags("--train.batch_size", "181", says=["--train.batch_size", "at most 180"]),
+    "teacher's batch": flags("--teacher.train.batch_size", "181", says=["teacher.train.batch_size", "at most 180"]),
+    "batch of the space": text(
+        MOMENTUM, "train.batch_size: {choices: [16, 256]}", ["s.yaml:7", "train.batch_size = 256", "at most 180"]
+    ),
+    "subset": flags("--data.subset", "2000", says=["--data.subset: data.subset = 2000", "at most 1437"]),
+    "no validation": flags("--data.validation", "0.001", says=["--data.validation: data.validation", "need some"]),
+}
+
+SPACES = {
+    "low above high": text("low: 0.01", "low: 0.3", ["s.yaml:6", "train.lr.low = 0.3", "at most high, which is 0.2"]),
+    "log from 0": text("low: 0.01", "low: 0", ["s.yaml:6", "train.lr.low = 0", "above 0"]),
+    "log from below": text("low: 0.01", "low: -1", ["s.yaml:6", "train.lr.low = -1", "above 0"]),
+    "nan": text("low: 0.01", "low: .nan", ["s.yaml:6", "train.lr.low = nan", "finite"]),
+    "infinite": text("high: 0.2", "high: .inf", ["s.yaml:6", "train.lr.high = inf", "finite"]),
+    "text for a number": text("high: 0.2", "high: '0.2'", ["s.yaml:6", "high = '0.2'", "must be a number"]),
+    "no high": text("high: 0.2, ", "", ["s.yaml:6", "train.lr.high = None", "must be a number"]),
+    "step too wide": text("log: true", "step: 5", ["s.yaml:6", "train.lr.step = 5", "at most high - low"]),
+    "step nan": text("log: true", "step: .nan", ["s.yaml:6", "train.lr.step = nan", "finite"]),
+    "outside what the key takes": text("high: 0.2", "high: 0.2, wen: 1", ["s.yaml:6", "wen", "did you mean 'when'"]),
+    "value a key refuses": text("[0.8, 0.9]", "[0.8, 1.5]", ["s.yaml:7", "train.momentum", "1.5", "< 1"]),
+    "type": text("type: float", "type: flaot", ["s.yaml:6", "type = 'flaot'", "int or float"]),
+    "float for whole numbers": text(
+        MOMENTUM, "train.epochs: {type: float, low: 1, high: 3}", ["s.yaml:7", "train.epochs", "a whole number"]
+    ),
+    "nothing to choose": text("[0.8, 0.9]", "[]", ["s.yaml:7", "choices = []", "at least one value"]),
+    "chosen twice": text("[0.8, 0.9]", "[0.8, 0.8]", ["s.yaml:7", "twice"]),
+    "unknown key": text("train.momentum:", "train.momentun:", ["s.yaml:7", "did you mean 'momentum'"]),
+    "no key": text(MOMENTUM, "train..lr: {choices: [1]}", ["s.yaml:7", "is no dotted key"]),
+    "nested": text(MOMENTUM, "train: {lr: {type: int, low: 1, high: 2}}", ["s.yaml:7", "train.lr", "unknown key"]),
+    "same for all": text(MOMENTUM, "search.trials: {choices: [1, 2]}", ["s.yaml:7", "cannot be searched"]),
+    "condition on an unknown key": text(
+        "0.9]", "0.9], when: {train.schedule: [step]}", ["s.yaml:7", "depends on train.schedule"]
+    ),
+    "condition on a misspelt key": text(
+        "0.9]", "0.9], when: {train.rl: [1]}", ["s.yaml:7", "train.rl", "did you mean 'train.lr'"]
+    ),
+    "condition never met": text(
+        MOMENTUM,
+        MOMENTUM + "\n  train.ema: {choices: [0.9], when: {train.momentum: [0.7]}}",
+        ["s.yaml:8", "train.momentum = 0.7", "one of 0.8, 0.9"],
+    ),
+    "condition on a range": text("0.9]", "0.9], when: {train.lr: [0.1]}", ["s.yaml:7", "a range of numbers"]),
+    "conditions in a circle": text("0.9]", "0.9], when: {train.momentum: [0.8]}", ["s.yaml:7", "circle"]),
+    "views that are off": text(
+        MOMENTUM,
+        "method.views.margin: {type: float, low: 0.1, high: 0.3}",
+        ["s.yaml:7", "views.margin", "needs a name"],
+    ),
+    "fixed by a flag and searched": flags(
+        "--train.lr", "0.1", says=["--train.lr", "searched by", "s.yaml:6", "--space.train.lr 0.1"], library=False
+    ),
+    "fixed in the space and searched": text(LR, LR[:-1] + ", value: 0.1}", ["s.yaml:6", "no effect beside value"]),
+    "searched twice": text(MOMENTUM, f"train.lr: {LR}", ["s.yaml:7", "space.train.lr", "twice", "line 6"]),
+    "no space": content(SPACE.partition("space:")[0], ["s.yaml", "space", "nothing to search"]),
+    "all fixed": content(SPACE.partition("space:")[0] + "space: {train.lr: 0.1}\n", ["s.yaml:5", "nothing to search"]),
+}
+
+FILES = {
+    "a bracket": text("[0.8, 0.9]", "[0.8, 0.9", ["s.yaml:7", "YAML", "column"]),
+    "a tab": content("data: digits\n\ttrain: 3\n", ["s.yaml:2", "a tab", "column 1"]),
+    "a key twice": text("epochs: 2,", "epochs: 2, epochs: 3,", ["s.yaml:3", "train.epochs", "twice", "line 3"]),
+    "a section twice": content(SPACE + "data: digits\n", ["s.yaml:8", "data", "twice", "line 1"]),
+    "code": text("trials: 4", "trials: !!python/object/apply:os.mkdir [pwned]", ["s.yaml:4", "os.mkdir", "run code"]),
+    "code in a section": text("search: {", "search: !!python/object/new:os.mkdir {", ["s.yaml:4", "run code"]),
+    "an own tag": text("trials: 4", "trials: !four 4", ["s.yaml:4", "'!four'", "plain values"]),
+    "aliases without end": content("data: &a {name: *a}\n", ["s.yaml:1", "data.name", "holds itself"]),
+    "a bomb of lists": content(BOMB, ["s.yaml:1", "more than 10,000 values"]),
+    "a bomb of mappings": content(MAPS, ["s.yaml:1", "more than 10,000 values"]),
+    "brackets without end": content("a: " + "[" * 5000, ["s.yaml", "nested too deeply"]),
+    "megabytes": content("# nothing\n" * 500_000, ["s.yaml", "larger than 256 KB"]),
+    "a list": content("- 1\n", ["s.yaml:1", "keys and values"]),
+    "a word": content("hello\n", ["s.yaml:1", "keys and values"]),
+    "nothing": content("", ["s.yaml", "nothing to search"]),
+    "two documents": content("data: digits\n---\ndata: digits\n", ["s.yaml:2", "another document"]),
+    "bytes": content(b"\xff\xfe\x00", ["s.yaml", "not UTF-8"]),
+    "latin-1": content("data: dig\u00efts\n".encode("latin-1"), ["s.yaml", "not UTF-8"]),
+    "control characters": content("data: \x07\n", ["s.yaml", "special characters"]),
+    "a key that is none": content("data: digits\nno: 3\n", ["s.yaml:2", "'no' is read as bool"]),
+    "a bomb in a flag": flags("--space.train.ema", BOMB, says=["--space.train.ema", "10,000 values"], library=False),
+    "a key twice in a flag": flags("--space.train.ema", "{low: 1, low: 2}", says=["low", "twice"], library=False),
+}
+
+
+class _Evil:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("pwned",)
+
+
+def weights(
+    change: Callable[[dict[str, torch.Tensor]], Any], name: str = "w.safetensors", cut: int | None = None
+) -> Setup:
+    """A file of the teacher's weights, changed; ``cut`` bytes of it."""
+
+    def write(folder: Path) -> None:
+        state = change(create_model("wrn_16_1", 10, in_channels=1).state_dict())
+        if name.endswith("safetensors"):
+            save_file(state, folder / name)
+        else:
+            torch.save(state, folder / name)
+        (folder / "w").write_bytes((folder / name).read_bytes()[:cut])
+        (folder / name).unlink()
+
+    return write
+
+
+def network(name: str, classes: int = 10, channels: int = 1) -> Callable[[Any], dict[str, torch.Tensor]]:
+    return lambda _: create_model(name, classes, in_channels=channels).state_dict()
+
+
+def weighed(setup: Setup | None, *says: str) -> Row:
+    return flags("--teacher-weights", "w", says=["--teacher-weights", "teacher.weights", *says], setup=setup)
+
+
+WEIGHTS = {
+    "missing": weighed(None, "no such file"),
+    "a folder": weighed(lambda folder: (folder / "w").mkdir(), "is a folder"),
+    "empty": weighed(lambda folder: put(folder, "w", b""), "damaged", "holds nothing"),
+    "text": weighed(lambda folder: put(folder, "w", b"hello\n"), "damaged"),
+    "safetensors cut": weighed(weights(lambda s: s, cut=5000), "damaged"),
+    "safetensors cut in its head": weighed(weights(lambda s: s, cut=50), "damaged"),
+    "torch file cut": weighed(weights(lambda s: s, "w.pt", cut=5000), "damaged"),
+    "code": weighed(weights(lambda s: {"model": _Evil()}, "w.pt"), "could run code", "state_dict()"),
+    "code in a plain pickle": weighed(lambda folder: put(folder, "w", pickle.dumps(_Evil())), "could run code"),
+    "a whole module": weighed(weights(lambda s: torch.nn.Linear(1, 1), "w.pt"), "could run code"),
+    "classes": weighed(weights(network("wrn_16_1", 100)), "'fc.weight'", "[100, 64]", "[10, 64]"),
+    "channels": weighed(weights(network("wrn_16_1", 10, 3)), "'conv1.weight'", "[16, 3, 3, 3]", "[16, 1, 3, 3]"),
+    "another network": weighed(weights(network("resnet8")), "does not fit", "is not in the file", "more differ"),
+    "nearly its names": weighed(
+        weights(lambda s: {k.replace("conv1", "conv_1"): v for k, v in s.items()}), "'conv1.weight'", "not in the file"
+    ),
+    "whole numbers": weighed(weights(lambda s: {k: v.long() for k, v in s.items()}), "is int64 in the file"),
+    "not a number": weighed(
+        weights(lambda s: {k: v * float("nan") if v.is_floating_point() else v for k, v in s.items()}), "NaN"
+    ),
+    "long name": flags("--teacher-weights", "x" * 300, says=["--teacher-weights", "File name too long"]),
+    "normalisation": flags(
+        "--teacher-weights=w",
+        "--teacher.mean=[0, 0]",
+        "--teacher.std=[1, 1]",
+        says=["teacher.mean", "1 values"],
+        setup=weights(lambda s: s),
+    ),
+}
+
+
+def pictures(folder: Path, *, lacks: str = "", broken: bytes | None = None) -> None:
+    from PIL import Image
+
+    for place in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        (folder / "pics" / place).mkdir(parents=True)
+        for i in range(0 if place == lacks else 12):
+            Image.new("RGB", (16, 16), (i, 9, 9)).save(folder / "pics" / place / f"{i}.png")
+    if broken is not None:
+        put(folder, "pics/train/cat/3.png", broken)
+
+
+def own(*says: str, setup: Setup | None) -> Row:
+    small = ["--data.image_size=16", "--train.batch_size=4", "--teacher.train.batch_size=4", "--data.subset=18"]
+    return flags("--data", "imagefolder", "--data-dir", "pics", *small, says=["data.dir", *says], setup=setup)
+
+
+def cifar(**files: bytes) -> Setup:
+    def write(folder: Path) -> None:
+        (folder / "c/cifar-100-python").mkdir(parents=True)
+        for name, what in files.items():
+            put(folder, f"c/cifar-100-python/{name}", what)
+
+    return write
+
+
+def code(source: str) -> Setup:
+    return lambda folder: put(folder, "own_code.py", source)
+
+
+RAISES = "def made(*a, **k):\n    raise RuntimeError('first\\nsecond')\n"
+DATA = {
+    "pictures missing": own("imagefolder is not in", "pics", "--data-dir", setup=None),
+    "pictures empty": own("no folder for each class", setup=lambda folder: (folder / "pics").mkdir()),
+    "no second part": own("val", "test", setup=all_of(pictures, lambda folder: shutil.rmtree(folder / "pics/val"))),
+    "a class without images": own("classes cat", ".png", setup=partial(pictures, lacks="train/cat")),
+    "a class in one part": own(
+        "only in train (dog)", setup=all_of(pictures, lambda folder: shutil.rmtree(folder / "pics/val/dog"))
+    ),
+    "a corrupt picture": own("cat/3.png", "cannot be read as an image", setup=partial(pictures, broken=b"no picture")),
+    "an empty picture": own("cat/3.png", "cannot be read as an image", setup=partial(pictures, broken=b"")),
+    "a link to nowhere": own(
+        "cat/3.png",
+        "No such file",
+        setup=all_of(
+            pictures,
+            lambda f: (f / "pics/train/cat/3.png").unlink(),
+            lambda f: (f / "pics/train/cat/3.png").symlink_to("gone"),
+        ),
+    ),
+    "cifar missing": flags(
+        "--data", "cifar100", "--data-dir", "c", says=["--data-dir: data.dir", "akd data prepare cifar100"]
+    ),
+    "cifar half there": flags(
+        "--data=cifar100", "--data-dir=c", says=["data.dir", "checksums differ"], setup=cifar(train=b"x")
+    ),
+    "cifar with another's bytes": flags(
+        "--data=cifar100",
+        "--data-dir=c",
+        says=["data.dir", "checksums differ"],
+        setup=cifar(train=pickle.dumps(_Evil()), test=b"y", meta=pickle.dumps(_Evil())),
+    ),
+    "long folder": flags("--data=cifar100", "--data-dir", "x" * 300, says=["data.dir", "File name too long"]),
+    "own reader fails": flags(
+        "--data", "own_code:made", says=["'own_code:made'", "RuntimeError: first"], setup=code(RAISES)
+    ),
+    "own reader gives something": flags(
+        "--data", "own_code:made", says=["gives a int"], setup=code("def made(*a):\n    return 3\n")
+    ),
+    "own network fails": flags(
+        "--student", "own_code:made", says=["--student", "RuntimeError: first"], setup=code(RAISES)
+    ),
+    "own teacher fails": flags(
+        "--teacher", "own_code:made", says=["--teacher", "RuntimeError: first"], setup=code(RAISES)
+    ),
+    "own module ends": flags("--student", "own_code:made", says=["SystemExit"], setup=code("raise SystemExit(3)\n")),
+    "own module is no Python": flags("--student", "own_code:made", says=["SyntaxError"], setup=code("x = (\n")),
+}
+
+
+def taken(folder: Path) -> None:
+    put(folder, "runs/mine/result", b"")
+
+
+PLACES = {
+    **{
+        f"name {name[:20]!r}": flags(f"--name={name}", says=["name = ", "letters, digits"])
+        for name in (
+            "a b",
+            "..",
+            ".",
+            "../up",
+            "/abs",
+            "a/b",
+            "x\n",
+            "\x1b[31mred",
+            "x" * 101,
+            "x" * 300,
+            ".hidden",
+            "\u00e9",
+        )
+    },
+    **{
+        f"name {name}": flags("--name", name, says=[f"name = {name!r}", "reserved"])
+        for name in ("teachers", "artifacts", "single", "mlflow.db")
+    },
+    "name that exists": flags("--name", "mine", says=["'mine'", "exists already", "--resume mine"], setup=taken),
+    "name that exists, dry run": flags(
+        "--name=mine", "--dry-run", says=["exists already", "--resume mine"], setup=taken, library=False
+    ),
+    "output is a file": flags("--output", "file", says=["output", "file"], setup=lambda f: put(f, "file", "x")),
+    "output below a file": flags("--output", "file/x/y", says=["output", "file"], setup=lambda f: put(f, "file", "x")),
+    "output is no place": flags("--output", "/proc/akd", says=["output", "/proc/akd", "cannot be written"]),
+    "output is a link to nowhere": flags(
+        "--output", "l", says=["output", "cannot be written"], setup=lambda f: (f / "l").symlink_to("/gone/far")
+    ),
+    "output is long": flags("--output", "x" * 300, says=["output", "File name too long"]),
+    "output is empty": flags("--output", "", says=["--output", "needs a value"], library=False),
+}
+
+FREE = "http://user:secret@127.0.0.1:1"  # a port nobody may listen on but root, and nobody does
+MACHINES = {
+    "too many at a time": flags(
+        "--concurrent", "1000", says=["--concurrent: search.concurrent = 1000", "fit at a time"]
+    ),
+    "too many, dry run": flags("--concurrent=1000", "--dry-run", says=["fit at a time"], library=False),
+    "more CPUs than there are": flags("--cpus-per-trial", "1000", says=["--cpus-per-trial", "1000", "fits on no node"]),
+    "more GPUs than there are": flags("--gpus-per-trial", "1000", says=["--gpus-per-trial", "1000", "fits on no node"]),
+    "no Ray there": flags("--ray-address", "127.0.0.1:1", says=["ray-address", "127.0.0.1:1", "no Ray answers"]),
+    "no Ray client there": flags("--ray-address", "ray://127.0.0.1:1", says=["ray-address", "no Ray answers"]),
+    "no address of a Ray": flags("--ray-address", "hello", says=["ray-address = 'hello'", "HOST:PORT", "auto"]),
+    "no tracker there": flags(
+        "--tracking-uri", FREE, says=["'http://127.0.0.1:1'", "does not answer: Connection refused", "--tracking-later"]
+    ),
+    "no database there": flags("--tracking-uri=mysql://u:secret@127.0.0.1:1/db", says=["mysql://127.0.0.1:1/db"]),
+    "an odd password": flags("--tracking-uri", "http://u:secret/a@127.0.0.1:1", says=["'http://127.0.0.1:1'"]),
+    "unknown scheme": flags("--tracking-uri", "ftp://x", says=["'ftp://x'", "http://HOST:5000", "sqlite:///FILE"]),
+    "near scheme": flags("--tracking-uri", "sqllite:///a.db", says=["did you mean 'sqlite'"]),
+    "no scheme": flags("--tracking-uri", "localhost:5000", says=["'localhost:5000'", "http://HOST:5000"]),
+    "no host": flags("--tracking-uri", "http://", says=["is no valid address", "http://HOST:PORT"]),
+    "half an address": flags("--tracking-uri", "http://[::1", says=["is no valid address"]),
+    "sqlite nowhere": flags("--tracking-uri", "sqlite:///gone/x.db", says=["no folder", "gone"]),
+    "sqlite in no folder": flags("--tracking-uri", "sqlite:////proc/x.db", says=["cannot be written"]),
+    "sqlite of another kind": flags("--tracking-uri", "sqlite:///s.yaml", says=["is no sqlite file"]),
+}
+
+
+def started(folder: Path, edit: tuple[str, str] | None = None) -> None:
+    """A study that was started and interrupted at once; then ``edit`` in its experiment."""
+    akd.search("s.yaml", name="one")
+    if edit is not None:
+        path = folder / "runs/one/experiment.yaml"
+        assert edit[0] in path.read_text(encoding="utf-8")
+        path.write_text(path.read_text(encoding="utf-8").replace(*edit, 1), encoding="utf-8")
+
+
+def again(*arguments: str, says: list[str], setup: Setup | None = started) -> Row:
+    return other("search", "--resume", "one", *arguments, says=says, setup=setup)
+
+
+RESUMED = {
+    "of nothing": again(says=["'one'", "no study of this name"], setup=None),
+    "of another": other("search", "--resume", "onee", says=["'onee'", "did you mean 'one'"], setup=started),
+    "of no name": other("search", "--resume", "", says=["--resume", "needs a value"]),
+    "of a path": other("search", "--resume", "../one", says=["'../one'", "letters, digits"]),
+    "with more": again("--trials", "5", says=["--trials", "nothing else can be given"]),
+    "with a name": again("--name", "n", says=["--name", "nothing else can be given"]),
+    "space edited": again(
+        says=["experiment.yaml:", "space.train.lr.high: 0.2 -> 0.4"],
+        setup=partial(started, edit=("high: 0.2", "high: 0.4")),
+    ),
+    "choice gone": again(says=["[0.8, 0.9] -> [0.9]"], setup=partial(started, edit=("    - 0.8\n", ""))),
+    "epochs edited": again(says=["train.epochs: 2 -> 3"], setup=partial(started, edit=("epochs: 2", "epochs: 3"))),
+    "another space": other(
+        "search",
+        "s.yaml",
+        "--resume",
+        "one",
+        says=["s.yaml:6", "space.train.lr.high: 0.2 -> 0.3"],
+        setup=all_of(started, lambda f: put(f, "s.yaml", SPACE.replace("high: 0.2", "high: 0.3"))),
+    ),
+    "other flags": other(
+        "search", "s.yaml", "--trials=9", "--resume=one", says=["--trials", "search.trials: 4 -> 9"], setup=started
+    ),
+    "no experiment": again(
+        says=["experiment.yaml", "No such file"],
+        setup=all_of(started, lambda f: (f / "runs/one/experiment.yaml").unlink()),
+    ),
+    "damaged": again(says=["run.json is damaged"], setup=all_of(started, lambda f: put(f, "runs/one/run.json", "{"))),
+    "unknown scheme": again("--tracking-uri", "ftp://x", says=["'ftp://x'"]),
+}
+
+GIVEN = '{"model": "resnet8", "num_classes": 10, "in_channels": 1, "image_size": [8, 8], "normalise": %s}'
+CONFIG = GIVEN % '{"mean": [0.3], "std": [0.3]}'
+
+
+def measured(*arguments: str, says: list[str], setup: Setup | None = None) -> Row:
+    return other("evaluate", "--data", "digits", *arguments, says=says, setup=setup)
+
+
+def handed(config: str, student: Setup | None = None) -> Setup:
+    config_file = partial(put, name="given/config.json", what=config)
+    return all_of(config_file, student) if student else config_file
+
+
+def misplaced(folder: Path) -> None:
+    save_file(create_model("resnet14", 10, in_channels=1).state_dict(), folder / "given/student.safetensors")
+
+
+def busy(folder: Path) -> None:
+    started(folder)
+    put(folder, "runs/mlflow.db", b"")
+
+
+VERBS = {
+    "evaluate without a model": measured(says=["--model"]),
+    "evaluate no model": measured("--model", "resnet9", says=["'resnet9'", "did you mean 'resnet8'"]),
+    "evaluate no data": other("evaluate", "--data", "digit", "--model", "resnet8", says=["did you mean 'digits'"]),
+    "evaluate without weights": measured("--model", "resnet8", says=["random weights", "--weights"]),
+    "evaluate missing weights": measured(
+        "--model=resnet8", "--weights=gone", says=["--weights = 'gone'", "no such file"]
+    ),
+    "evaluate a folder": measured("--model", ".", says=["'.'", "config.json"]),
+    "evaluate a long name": measured("--model", "x" * 300, says=["File name too long"]),
+    "evaluate a damaged config": measured("--model", "given", says=["config.json", "damaged"], setup=handed("{")),
+    "evaluate an empty config": measured("--model", "given", says=["config.json", "lacks"], setup=handed("{}")),
+    "evaluate no student": measured(
+        "--model", "given", says=["student.safetensors", "no such file"], setup=handed(CONFIG)
+    ),
+    "evaluate a damaged student": measured(
+        "--model=given",
+        says=["student.safetensors", "damaged"],
+        setup=handed(CONFIG, lambda f: put(f, "given/student.safetensors", b"xx")),
+    ),
+    "evaluate another student": measured(
+        "--model", "given", says=["student.safetensors", "does not fit"], setup=handed(CONFIG, misplaced)
+    ),
+    "evaluate with odd numbers": measured("--model=resnet8", "--mean=a", "--std=1", says=["--mean = 'a'", "numbers"]),
+    "evaluate with no std": measured("--model=resnet8", "--mean=0.5", says=["--std", "1 values"]),
+    "evaluate with std 0": measured("--model=resnet8", "--mean=0.5", "--std=0", says=["--std = [0.0]", "above 0"]),
+    "evaluate with nan": measured("--model=resnet8", "--mean=nan", "--std=1", says=["--mean = [nan]", "finite"]),
+    "prepare nothing known": other("data", "prepare", "cifar1000", says=["'cifar1000'", "cifar100"]),
+    "prepare what needs nothing": other("data", "prepare", "digits", says=["'digits'", "needs no files"]),
+    "prepare no folder": other("data", "prepare", "imagefolder", "--data-dir=gone", says=["data.dir", "gone"]),
+    "prepare an odd size": other("data", "prepare", "imagefolder", "--image-size=3", says=["--image-size", ">= 8"]),
+    "prepare into a file": other("data", "prepare", "cifar10", "--data-dir=s.yaml", says=["s.yaml", "File exists"]),
+    "prepare what is damaged": other(
+        "data", "prepare", "cifar100", "--data-dir=c", says=["checksums differ"], setup=cifar(train=b"x")
+    ),
+    "list nothing known": other("list", "modles", says=["'modles'", "did you mean 'models'"]),
+    "list more": other("list", "models", "x", says=["x", "unknown argument"]),
+    "ui before a study": other("ui", says=["holds no runs yet", "start a search first"]),
+    "ui of no study": other("ui", "ine", says=["'ine'", "did you mean 'one'"], setup=busy),
+    "ui of an odd port": other("ui", "--port", "99999", says=["port = 99999", "65535"]),
+    "ui of no port": other("ui", "--port", "x", says=["--port", "'x'"]),
+    "ui of an odd address": other("ui", "--tracking-uri", "ftp://x", says=["'ftp://x'", "http://HOST:5000"]),
+    "ui of nobody": other("ui", "--tracking-uri", FREE, says=["'http://127.0.0.1:1'", "does not answer"]),
+    "no verb": other("--x", says=["--x", "unknown argument"]),
+}
+
+TABLES = [NAMES, NUMBERS, SPACES, FILES, WEIGHTS, DATA, PLACES, MACHINES, RESUMED, VERBS]
+TITLES = ["names", "numbers", "space", "file", "weights", "data", "places", "machines", "resume", "verbs"]
+ROWS = {f"{title}: {name}": row for title, rows in zip(TITLES, TABLES, strict=True) for name, row in rows.items()}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder with the experiment file; a mistake that passes must fail its test, not start a search."""
+    here = tmp_path / "here"
+    here.mkdir()
+    put(here, "s.yaml", SPACE)
+    monkeypatch.chdir(here)
+    monkeypatch.syspath_prepend(str(here))
+    monkeypatch.setenv("AKD_DATA_DIR", str(here / "no-data"))
+    monkeypatch.setenv("AKD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("akd.study._Study.run", lambda self: None)
+    sys.modules.pop("own_code", None)
+    yield here
+    sys.modules.pop("own_code", None)
+
+
+def state(folder: Path) -> dict[Path, int]:
+    return {p: p.lstat().st_mtime_ns for p in folder.rglob("*") if "__pycache__" not in p.parts}
+
+
+def ray_runs() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def unplaced(line: str) -> str:
+    """A line without the place it starts with: the library has no flags, and a mapping no lines."""
+    return re.sub(r"^(\S+:\d+|\S+\.yaml|--[\w.-]+): ", "", line)
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_one_line_and_nothing_else(row: Row, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    if row.setup is not None:
+        row.setup(folder)
+    before, connected = state(folder), ray_runs()
+    capfd.readouterr()
+    began = time.process_time()  # others may be using the machine
+    code = cli.main(list(row.arguments))
+    assert time.process_time() - began < 5
+    out, err = capfd.readouterr()
+    assert (code, out) == (2, ""), err
+    assert err.startswith("akd: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1, err
+    assert all(word in err for word in row.words), err
+    assert "secret" not in err
+    assert state(folder) == before
+    assert ray_runs() == connected
+    if row.library:
+        same_from_the_library(row, err.removeprefix("akd: ").strip(), before, folder)
+
+
+def same_from_the_library(row: Row, line: str, before: dict[Path, int], folder: Path) -> None:
+    places, values = called(row.arguments[2:])
+    experiment: Any = row.arguments[1]
+    if values:
+        experiment = yaml.safe_load((folder / experiment).read_text(encoding="utf-8"))
+        for key, value in values.items():
+            node = experiment
+            *above, last = key.split(".")
+            for part in above:
+                node[part] = node.get(part, {}) if not isinstance(node.get(part), str) else {"name": node[part]}
+                node = node[part]
+            node[last] = value
+    with pytest.raises(ExperimentError) as caught:
+        akd.search(experiment, **places)
+    # The same text but for places; a file keeps its lines in both.
+    assert unplaced(str(caught.value)) == unplaced(line)
+    if not values and ".yaml:" in line.partition(" ")[0]:
+        assert str(caught.value) == line
+    assert state(folder) == before
+
+
+def called(arguments: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Flags as keyword arguments of ``akd.search`` and as dotted keys of an experiment."""
+    from akd.yamlfile import parse_value
+
+    words = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--") and "=" in a else [a])]
+    places: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    for flag, text in zip(words[::2], words[1::2], strict=True):
+        if flag in ("--name", "--output", "--tracking-uri", "--ray-address"):
+            places[flag[2:].replace("-", "_")] = text
+            continue
+        key = cli._FLAGS[flag][0] if flag in cli._FLAGS else flag[2:]
+        values[f"{key}.name" if key in ("data", "teacher", "student") else key] = parse_value(text)
+    return places, values
+
+
+#: As real programs: what each of the ways into akd costs before it answers.
+REAL = {
+    "name": ["search", "quikstart"],
+    "value": ["search", "s.yaml", "--trials", "0"],
+    "file": ["search", "bad.yaml"],
+    "weights": ["search", "s.yaml", "--teacher-weights", "evil.pt"],
+    "data": ["search", "s.yaml", "--data", "cifar100"],
+    "machine": ["search", "s.yaml", "--concurrent", "1000"],
+    "tracker": ["search", "s.yaml", "--tracking-uri", FREE],
+    "ray": ["search", "s.yaml", "--ray-address", "127.0.0.1:1"],
+    "resume": ["search", "--resume", "nothing"],
+    "ui": ["ui"],
+}
+
+
+@pytest.mark.parametrize("arguments", REAL.values(), ids=REAL)
+def test_as_a_program(arguments: list[str], folder: Path) -> None:
+    put(folder, "bad.yaml", SPACE.replace("trials: 4", "trials: !!python/object/apply:os.mkdir [pwned]"))
+    torch.save({"model": _Evil()}, folder / "evil.pt")
+    before = state(folder)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "akd.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(akd.__file__).parents[1])},
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    out, err = process.stdout.read(), process.stderr.read()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert (process.returncode, out) == (2, ""), err
+    assert err.count("\n") == 1, err
+    assert err.startswith("akd: ")
+    assert state(folder) == before
+    assert used.ru_utime + used.ru_stime < 5  # of its own: others may be using the machine
+
+
+def test_a_port_that_is_taken(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    busy(folder)
+    with socket.socket() as taken_port:
+        taken_port.bind(("127.0.0.1", 0))
+        taken_port.listen()
+        port = taken_port.getsockname()[1]
+        assert cli.main(["ui", "one", "--port", str(port)]) == 2
+    assert f"port = {port}: is in use" in capsys.readouterr().err
+
+
+def test_a_tracker_that_accepts_and_says_nothing_is_not_waited_for(folder: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        began = time.monotonic()
+        with pytest.raises(ExperimentError, match="does not answer: nothing within 3 s"):
+            akd.search("s.yaml", tracking_uri=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - began < 15
+    assert not (folder / "runs").exists()
+
+
+def test_a_server_that_is_no_ray_is_not_waited_for(folder: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(ExperimentError, match="no Ray answers there"):
+            akd.search("s.yaml", ray_address=f"127.0.0.1:{silent.getsockname()[1]}")
+    assert not (folder / "runs").exists()
+
+
+def test_the_variable_is_named_that_held_the_address(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", FREE)
+    with pytest.raises(ExperimentError, match=r"^MLFLOW_TRACKING_URI: tracking-uri = 'http://127\.0\.0\.1:1'"):
+        akd.search("s.yaml")
+    assert not (folder / "runs").exists()
+
+
+def test_a_tracker_may_come_later(folder: Path) -> None:
+    assert cli.main(["search", "s.yaml", "--name", "one", "--tracking-uri", FREE, "--tracking-later"]) == 0
+    assert (folder / "runs/one/run.json").is_file()
+    # A study that goes on waits for it anyway.
+    assert cli.main(["search", "--resume", "one", "--tracking-uri", FREE]) == 0
+
+
+def test_the_same_experiment_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started(folder)
+    assert cli.main(["search", "--resume", "one"]) == 0
+    assert cli.main(["search", "s.yaml", "--resume", "one"]) == 0
+    study.resume("one", experiment="s.yaml")
+    study.resume("one", experiment=yaml.safe_load(SPACE))
+    # On a machine with other folders and fewer CPUs.
+    monkeypatch.setenv("AKD_DATA_DIR", str(folder / "elsewhere"))
+    monkeypatch.setattr("akd.cluster.machine", lambda: {"CPU": 1.0, "GPU": 0.0})
+    assert cli.main(["search", "s.yaml", "--resume", "one"]) == 0
+    (folder / "runs/one/.experiment.yaml").unlink()  # of a study from before these notes
+    assert cli.main(["search", "--resume", "one"]) == 0
+
+
+class TestDistil:
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"student": "resnet9"}, "did you mean 'resnet8'"),
+            ({"train": {"epochs": 0}}, "train.epochs = 0: must be a whole number >= 1"),
+            ({"train": {"batch_size": 5000}}, "train.batch_size = 5000: must be at most 1293"),
+            ({"teacher": {"weights": "gone.pt"}}, "there is no such file"),
+            ({"data": "cifar100"}, "cifar100 is not in"),
+            ({"trian": {}}, "did you mean 'train'"),
+        ],
+    )
+    def test_mistakes(self, change: dict[str, Any], words: str, folder: Path) -> None:
+        before = state(folder)
+        with pytest.raises(ExperimentError, match=re.escape(words)) as caught:
+            akd.distil(change)
+        assert "\n" not in str(caught.value)
+        assert state(folder) == before
+
+    def test_output_that_cannot_be_written(self, folder: Path) -> None:
+        with pytest.raises(ExperimentError, match="cannot be written"):
+            akd.distil({"method": "none"}, output="s.yaml")
+
+    @pytest.mark.parametrize("thing", [None, 3, ["s.yaml"]])
+    def test_what_is_no_experiment(self, thing: Any) -> None:
+        for call in (akd.distil, akd.search):
+            with pytest.raises(ExperimentError, match="must be an Experiment, a mapping or a file"):
+                call(thing)
