@@ -21,6 +21,12 @@ def final_seeds(experiment: Experiment) -> list[int]:
     return [experiment.search.seed + 1 + k for k in range(experiment.search.champion_seeds or 1)]
 
 
+def at_length_of(winner: Experiment, controls: Mapping[str, Experiment]) -> dict[str, Experiment]:
+    """Controls that train for as many passes as the winner: a longer schedule alone must not look like a gain."""
+    factor = winner.train.epoch_factor
+    return {name: replace(e, train=replace(e.train, epoch_factor=factor)) for name, e in controls.items()}
+
+
 def finals(
     study: Path,
     experiments: Mapping[str, Experiment],

@@ -105,7 +105,12 @@ def _parser() -> _Parser:
     )
     evaluate_verb.add_arguments(evaluate)
 
-    data = verbs.add_parser("data", help="fetch a data set, or decode a folder of pictures", allow_abbrev=False)
+    data = verbs.add_parser(
+        "data",
+        help="fetch a data set, or decode a folder of pictures; rank augmentations (akd data score --help)",
+        allow_abbrev=False,
+        epilog="'akd data score' ranks augmentations for a teacher: akd data score --help",
+    )
     data.add_argument("action", choices=["prepare"])
     data.add_argument("name", help="cifar10, cifar100 or imagefolder")
     data.add_argument("--data-dir", metavar="DIR", help="default $AKD_DATA_DIR or ~/.cache/akd/data")
@@ -374,6 +379,11 @@ def _prepare_data(args: argparse.Namespace) -> Path:
 
 def _run(arguments: Sequence[str]) -> None:
     parser = _parser()
+    if list(arguments[:2]) == ["data", "score"]:
+        from akd import score
+
+        score.run(arguments[2:], _Parser)
+        return
     plain, dotted = _apart(arguments)
     args, words = parser.parse_known_args(plain)
     words += dotted

@@ -19,6 +19,8 @@ import yaml
 from akd import extras, yamlfile
 from akd.data.dataset import DataConfig
 from akd.data.dataset import readers as data_readers
+from akd.data.policies import augments
+from akd.data.policies import check as check_augment
 from akd.errors import ExperimentError, near
 from akd.methods import MethodConfig, hosts, views
 from akd.models.registry import networks
@@ -30,7 +32,10 @@ from akd.settings import Origins, build, check_value, setting
 class TrainConfig:
     """Optimisation of one network. Defaults are the CIFAR-100 protocol of the literature, with a cosine schedule."""
 
-    epochs: int = setting(60, low=1, help="passes over the training split")
+    epochs: int = setting(60, low=1, help="epochs of a run: what rungs, schedules and reports count in")
+    epoch_factor: int = setting(
+        1, low=1, high=100, help="passes over the training split in an epoch: stretches the run and its whole schedule"
+    )
     batch_size: int = setting(64, low=1, help="images per step, whatever the number of workers")
     micro_batch: int | None = setting(
         None, low=1, help="most images of one forward pass of a worker; a larger share is added up part by part"
@@ -130,7 +135,9 @@ class Experiment:
             ExperimentError: a key is unknown for the resulting method, or a value is out of range.
         """
         tree = self.to_dict()
-        for part, mine in (("host", self.method.host_name), ("views", self.method.views_name)):
+        method = self.method
+        members = {"host": method.host_name, "views": method.views_name, "augment": method.augment_name}
+        for part, mine in members.items():
             name = values.get(f"method.{part}.name")
             if name is not None and name != mine:  # another member starts from its own defaults
                 tree["method"][part] = {"name": name}
@@ -151,6 +158,7 @@ _NAMED = {k: f"{k}.name" for k in _SHORT} | {
     "method": "method.host.name",
     "method.host": "method.host.name",
     "method.views": "method.views.name",
+    "method.augment": "method.augment.name",
 }
 _SECTIONS: dict[str, Any] = {
     "data": DataConfig,
@@ -191,7 +199,7 @@ def _expand(tree: dict[str, Any], origins: Origins) -> dict[str, Any]:
         tree["method"] = {"views": name} if name not in hosts and name in views else {"host": name}
     method = tree.get("method")
     if isinstance(method, Mapping):
-        named = {k: {"name": method[k]} for k in ("host", "views") if isinstance(method.get(k), str)}
+        named = {k: {"name": method[k]} for k in ("host", "views", "augment") if isinstance(method.get(k), str)}
         tree["method"] = {**method, **named}
         if "extra" in method:
             tree["method"]["extra"] = extras.expand(method["extra"], origins)
@@ -221,7 +229,7 @@ def _put(tree: dict[str, Any], key: str, value: Any, origins: Origins) -> None:
         if key in _SHORT:
             node[last]["name"] = value
             return
-        if key in ("method", "method.host", "method.views"):
+        if key in ("method", "method.host", "method.views", "method.augment"):
             node[last] = value
             _expand(tree, origins)
             return
@@ -273,7 +281,8 @@ def _method(tree: dict[str, Any], origins: Origins, strict: bool) -> MethodConfi
     others = _mapping(tree.pop("extra", None), "method.extra", origins)
     extra = extras.read(others, host, partial(_member, hosts), origins, strict)
     teacher_views = _views(tree.pop("views", None), [host, *extra.values()], origins, strict)
-    ready = {"host": host, "views": teacher_views, "extra": extra}
+    augment = _augment(tree.pop("augment", None), host, bool(extras.needs(host, *extra.values())), origins, strict)
+    ready = {"host": host, "views": teacher_views, "extra": extra, "augment": augment}
     built = build(MethodConfig, tree, prefix="method", origins=origins, strict=strict, ready=ready)
     if built.normalise and not extras.needs(host):
         problem, where = f"has no effect over {host.name}, which learns from no teacher", origins.of("method.normalise")
@@ -305,8 +314,33 @@ def _views(given: Any, over: list[Any], origins: Origins, strict: bool) -> Any:
     return found
 
 
+_REGISTRIES = {
+    "host": "akd.methods.hosts",
+    "views": "akd.methods.views",
+    "augment": "akd.data.policies.augments",
+}
+
+
+def _augment(given: Any, host: Any, taught: bool, origins: Origins, strict: bool) -> Any:
+    if given is None:
+        return None
+    key = "method.augment"
+    values = _mapping(given, key, origins)
+    if values.get("name") is None:
+        problem = f"needs a name, known are none, {', '.join(augments.names())}"
+        raise ExperimentError(problem, key=f"{key}.name", where=origins.of(key))
+    if values["name"] == "none":
+        for name in values.keys() - {"name"}:
+            place = origins.of(f"{key}.{name}")
+            raise ExperimentError("has no effect without augmentation", key=f"{key}.{name}", where=place)
+        return None
+    found = _member(augments, "augment", values, "", origins, strict)
+    check_augment(found, host.name, taught, origins.of)
+    return found
+
+
 def _member(registry: Registry, part: str, given: Any, default: str, origins: Origins, strict: bool) -> Any:
-    """The config object of ``method.host``, ``method.views`` or ``method.extra.NAME``."""
+    """The config object of ``method.host``, ``method.views``, ``method.augment`` or ``method.extra.NAME``."""
     key = f"method.{part}"
     values = _mapping(given, key, origins)
     name, where = values.setdefault("name", default), origins.of(f"{key}.name")
@@ -320,7 +354,7 @@ def _member(registry: Registry, part: str, given: Any, default: str, origins: Or
     cls = registry.info(name).get("config")
     if cls is None:
         raise ExperimentError(
-            f"has no config class; register it with akd.methods.{'hosts' if registry is hosts else 'views'}"
+            f"has no config class; register it with {_REGISTRIES.get(part, _REGISTRIES['host'])}"
             ".register(name, config=...)",
             key=key,
             value=name,

@@ -27,14 +27,14 @@ def step_seconds(experiment: Experiment, data: TrainData) -> float:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batch = experiment.train.batch_size
     few = replace(data, train=data.train[: batch * min(_STEPS, len(data.train) // batch)], val=data.val[:0])
-    source = None
+    source, train = None, replace(experiment.train, epochs=4, epoch_factor=1)
     if experiment.needs_teacher:
-        short = replace(as_experiment(experiment), train=replace(experiment.train, epochs=1))
+        short = replace(as_experiment(experiment), train=replace(train, epochs=1))
         first = replace(few, train=few.train[:batch])
         source = LiveTeacher(fit(short, first, None, device=device).student)
     seconds: list[float] = []
     # The first epoch warms up; the fastest of the others counts, because other programs only ever slow it down.
-    timed = replace(experiment, train=replace(experiment.train, epochs=4), method=experiment.method.without_warmup())
+    timed = replace(experiment, train=train, method=experiment.method.without_warmup())
     fit(timed, few, source, device=device, report=lambda r: seconds.append(r.metrics["time/epoch_s"]))
     return min(seconds[1:]) / (len(few.train) // batch)
 
@@ -73,20 +73,22 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
         )
     console.print("\ntiming a few steps ...")
     data = ready.data
-    steps = len(data.train) // experiment.train.batch_size
+    factor = experiment.train.epoch_factor
+    steps = len(data.train) // experiment.train.batch_size * factor
     own = as_experiment(experiment)
     trial, alone = step_seconds(experiment, data), step_seconds(ready.controls["none"], data)
     kept = ready.wants_teacher and find(experiment, data, output / "teachers") is not None
     teacher = 0.0
     if ready.wants_teacher and not kept and not experiment.teacher.weights:
-        teacher = step_seconds(own, data) * (len(data.train) // own.train.batch_size) * own.train.epochs
+        passes = own.train.epochs * own.train.epoch_factor
+        teacher = step_seconds(own, data) * (len(data.train) // own.train.batch_size) * passes
     epochs = experiment.train.epochs
     mean = expected_epochs(epochs, search.grace, search.eta, search.scheduler)
     concurrent = share(search, [machine()]).concurrent
     # A head epoch runs the teacher and the heads, but no student.
     heads = experiment.method.warmup_epochs * max(0.0, trial - alone)
     searching = steps * ((trial * mean + heads) * search.trials + (trial + alone) * epochs) / concurrent
-    final_steps = (len(data.train) + len(data.val)) // experiment.train.batch_size
+    final_steps = (len(data.train) + len(data.val)) // experiment.train.batch_size * factor
     final = (search.champion_seeds or 1) * final_steps * (epochs * (2 * trial + alone) + heads)
     parts = {
         "teacher (kept from before)" if kept else "teacher": teacher,

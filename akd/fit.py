@@ -22,9 +22,11 @@ from akd import checkpoint
 from akd.config import Experiment, TrainConfig
 from akd.data.dataset import TrainData
 from akd.data.loader import DeviceLoader
+from akd.data.pick import Scorer
+from akd.data.policies import create_policy
 from akd.errors import CheckpointError, DivergedError, ExperimentError
 from akd.methods import Method, Shapes, create_method
-from akd.metrics import Mean, evaluate
+from akd.metrics import Mean, evaluate, step_accuracy
 from akd.models import Output, check_images, seeded_model
 from akd.step import Part, Stepper
 from akd.teacher.source import TeacherSource
@@ -239,8 +241,9 @@ def check_data(experiment: Experiment, data: TrainData) -> None:
     """Refuse what cannot be trained.
 
     Raises:
-        ExperimentError: fewer training images than one batch.
+        ExperimentError: fewer training images than one batch; images the augmentation cannot be used on.
     """
+    create_policy(experiment.method.augment, data)
     if len(data.train) < experiment.train.batch_size:
         raise ExperimentError(
             f"must be at most {len(data.train)}, the number of training images",
@@ -309,14 +312,18 @@ def fit(
         device=device,
         dtype=_DTYPES.get(train.precision, torch.float32),
         world=world,
+        policy=create_policy(experiment.method.augment, data),
+        passes=train.epoch_factor,
     )
     state, method = _networks(experiment, data, teacher_source, loader, world)
+    amp = train.precision == "bfloat16" or (train.precision == "auto" and device.type == "cuda")
+    loader.score = _scorer(loader, state, teacher_source, amp)
     stepper = Stepper(
         state.student,
         method,
         teacher_source,
         world=world,
-        amp=train.precision == "bfloat16" or (train.precision == "auto" and device.type == "cuda"),
+        amp=amp,
         micro_batch=train.micro_batch,
     )
     if start is not None:
@@ -368,6 +375,14 @@ def _networks(
         if not method.relational:  # which sees the global batch anyway
             method = world.synchronised(method)  # type: ignore[assignment]
     return TrainState(train, student, method.to(loader.device, loader.dtype), loader.device), method
+
+
+def _scorer(loader: DeviceLoader, state: TrainState, source: TeacherSource | None, amp: bool) -> Scorer | None:
+    """What the loader picks candidates by, where its policy makes more than it keeps."""
+    if loader.policy is None or not loader.policy.criterion:
+        return None
+    config = loader.policy.config
+    return Scorer(config.criterion, config.temperature, state.student, source.probe if source else None, amp)
 
 
 def _record(state: TrainState, train: TrainConfig) -> EpochRecord:
@@ -429,8 +444,7 @@ def _train_epoch(state: TrainState, loader: DeviceLoader, stepper: Stepper, epoc
         for part in stepper.gradients(images, batch):
             assert part.logits is not None
             _watch(means, state.method, part, "train/loss")
-            right = (part.logits.argmax(1) == part.batch.target).double().mean()
-            means.add("train/accuracy", right, len(part.batch.index))
+            means.add("train/accuracy", step_accuracy(part.logits, part.batch), part.batch.images)
         state.step()
         state.update_average()
     metrics = means.read(stepper.world)

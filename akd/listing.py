@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from akd.data.policies import augments
 from akd.errors import ExperimentError, near
 from akd.methods import hosts, views
 from akd.methods.base import needs_of
@@ -19,6 +20,7 @@ from akd.settings import allowed
 KINDS: dict[str, tuple[Registry, str]] = {
     "host": (hosts, "method: {{host: {name}}}, or beside another host, method: {{host: {other}, extra: [{name}]}}"),
     "views": (views, "method: {{host: kd, views: {name}}}, over any host"),
+    "augment": (augments, "method: {{host: kd, augment: {name}}}, with any host and any views"),
 }
 
 FOOTER = (

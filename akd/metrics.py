@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from akd.data.batch import Batch
 from akd.world import ALONE, World
 
 
@@ -34,6 +35,15 @@ class Mean:
         if world.size > 1:
             sums, counts = world.sum(torch.stack([sums, counts.to(sums.device)]))
         return {n: v / c for n, v, c in zip(names, sums.tolist(), counts.tolist(), strict=True)}
+
+
+def step_accuracy(logits: Tensor, batch: Batch) -> Tensor:
+    """Share of hits among a step's rows that carry a hard label; a mixed row is a hit by the shares of its classes."""
+    found = logits.detach().argmax(1)
+    lam = batch.lam.double()
+    hits = lam * (found == batch.target) + (1 - lam) * (found == batch.target2)
+    labelled = (batch.view == 0).double()
+    return (hits * labelled).sum() / labelled.sum().clamp(min=1)
 
 
 @torch.no_grad()

@@ -237,6 +237,9 @@ def _check_values(space: Space, experiment: Experiment) -> None:
             raise _error("cannot be searched: it is the same for every trial of a study", p.key, experiment)
         if p.key.startswith("teacher") or p.key in ("train.seed", "train.plan_seed", "train.threads"):
             raise _error("cannot be searched: every trial of a study shares it", p.key, experiment)
+        if p.key == "train.epochs":
+            problem = "cannot be searched: rungs and ranking count in epochs; train.epoch_factor stretches them"
+            raise _error(problem, p.key, experiment)
         for value in p.extremes():
             context: dict[str, Any] = {}
             _meet(p, space, context)

@@ -19,7 +19,7 @@ from akd import cluster, spaces, started
 from akd import config as configuration
 from akd import folder as run_folder
 from akd.addresses import check_tracking
-from akd.champion import final_seeds, finals, hand_over
+from akd.champion import at_length_of, final_seeds, finals, hand_over
 from akd.cluster import Resources
 from akd.config import Experiment
 from akd.errors import AkdError, ExperimentError, Interrupted
@@ -301,7 +301,7 @@ class _Study:
             raise AkdError(f"no trial finished: {why or 'none was started'} (see {shown_path(self.folder)}/trials)")
         best = ranked[0][0]
         winner = self.experiment.with_values(best.parameters)
-        experiments = {"champion": winner, **self.ready.controls}
+        experiments = {"champion": winner, **at_length_of(winner, self.ready.controls)}
         seeds, team = len(final_seeds(winner)), session.team(winner.train.batch_size)
         total = self.experiment.train.epochs * len(experiments) * seeds
         shared = f", on {team.size} workers" if team.size > 1 else ""

@@ -380,9 +380,14 @@ def _make_store(uri: str) -> None:
 def _method(config: Mapping[str, Any]) -> str:
     """The method in words, as :attr:`akd.methods.MethodConfig.title`."""
     method = config["method"]
-    views, extra = method.get("views"), method.get("extra") or {}
-    normalise = method.get("normalise", False)
-    return title(method["host"]["name"], views["name"] if views else None, extra, normalise=normalise)
+    views, extra, augment = method.get("views"), method.get("extra") or {}, method.get("augment")
+    return title(
+        method["host"]["name"],
+        views["name"] if views else None,
+        extra,
+        normalise=method.get("normalise", False),
+        augment=augment["name"] if augment else None,
+    )
 
 
 def _head_epochs(folder: Path) -> int:
@@ -398,8 +403,10 @@ def _params(config: Mapping[str, Any], run: Run) -> dict[str, str]:
         "teacher": config["teacher"]["name"],
         "student": config["student"]["name"],
         **{f"train.{k}": config["train"][k] for k in ("epochs", "batch_size", "lr", "seed", "plan_seed")},
+        **({"train.epoch_factor": factor} if (factor := config["train"].get("epoch_factor", 1)) != 1 else {}),
         **{f"method.host.{k}": v for k, v in config["method"]["host"].items()},
         **{f"method.views.{k}": v for k, v in (config["method"].get("views") or {}).items()},
+        **{f"method.augment.{k}": v for k, v in (config["method"].get("augment") or {}).items()},
         **{
             f"method.extra.{name}.{k}": v
             for name, settings in (config["method"].get("extra") or {}).items()

@@ -67,6 +67,8 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "none": ("none", {"ema": 0.9}),
     "kd-clip": ("kd", {"grad_clip": 1.0}),
     "angular": (ANGULAR, {}),
+    "picked": ({"host": "kd", "augment": {"name": "cutmix_pick", "pool": 3}}, {}),
+    "second-view-relational": ({"host": "dist", "augment": "randaugment"}, {}),
 }
 
 

@@ -7,9 +7,11 @@ import dataclasses
 import pytest
 
 from akd import cli, listing
+from akd.data.policies import augments
 from akd.methods import hosts, views
 
-NAMES = [*hosts.names(), *views.names()]
+KINDS = {"host": hosts, "views": views, "augment": augments}
+NAMES = [name for registry in KINDS.values() for name in registry.names()]
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -38,10 +40,10 @@ class TestTable:
 class TestPage:
     @pytest.mark.parametrize("name", NAMES)
     def test_says_everything(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-        registry = hosts if name in hosts else views
+        kind, registry = next((k, r) for k, r in KINDS.items() if name in r)
         text = " ".join(run(capsys, name).split())
         info = registry.info(name)
-        assert text.startswith(f"{name} {'host' if registry is hosts else 'views'}: ")
+        assert text.startswith(f"{name} {kind}: ")
         assert info["paper"] in text
         for field in dataclasses.fields(info["config"]):
             if field.name != "name":

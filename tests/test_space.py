@@ -62,7 +62,8 @@ class TestMistakes:
             ("train.lr: {type: float, low: .nan, high: 0.2}", ["train.lr.low = nan", "a finite number"]),
             ("train.lr: {type: float, low: 0.1, high: .inf}", ["train.lr.high = inf", "a finite number"]),
             ("train.epochs: {type: int, low: 1.5, high: 3}", ["epochs.low = 1.5", "a whole number"]),
-            ("train.epochs: {type: int, low: 0, high: 3}", ["train.epochs", "0", "a whole number >= 1"]),
+            ("train.batch_size: {type: int, low: 0, high: 3}", ["train.batch_size", "0", "a whole number >= 1"]),
+            ("train.epochs: {type: int, low: 1, high: 3}", ["train.epochs", "rungs", "train.epoch_factor"]),
             ("train.lr: {type: float, low: 0.1, high: 0.2, logs: true}", ["lr.logs", "did you mean 'log'"]),
             ("train.lr: {type: float, low: 0.1, high: 0.2, qqqq: 1}", ["lr.qqqq", "choices", "when"]),
             ("train.momentum: {type: float, low: 0.1, high: 1.5}", ["train.momentum", "1.5", ">= 0 and < 1"]),
@@ -189,14 +190,14 @@ class TestSampling:
     )
     def test_any_range(self, kind: str, low: int, width: int, log: bool, seed: int) -> None:
         entry = {"type": kind, "low": low, "high": low + width, "log": log}
-        (values,) = sample(space_of({"train.weight_decay" if kind == "float" else "train.epochs": entry}), seed)
+        (values,) = sample(space_of({"train.weight_decay" if kind == "float" else "train.batch_size": entry}), seed)
         (value,) = values.values()
         assert low <= value <= low + width
         assert type(value) is {"int": int, "float": float}[kind]
 
     def test_a_range_of_one_value(self) -> None:
-        space = space_of({"train.epochs": {"type": "int", "low": 3, "high": 3}})
-        assert sample(space) == [{"train.epochs": 3}]
+        space = space_of({"train.batch_size": {"type": "int", "low": 3, "high": 3}})
+        assert sample(space) == [{"train.batch_size": 3}]
 
     def test_a_student_can_be_searched(self) -> None:
         experiment = resolve({"space": {"student": {"choices": ["resnet8", "resnet20"]}}})

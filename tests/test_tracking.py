@@ -514,3 +514,18 @@ class TestCredentials:
         for logged in runs_of(client, study):
             assert "sesame" not in str(logged.data.tags) + str(logged.data.params)
             assert "akd.tracking" not in logged.data.tags
+
+
+class TestWords:
+    def test_augmentation_and_long_schedules_are_among_the_parameters(self) -> None:
+        tree = {"method": {"host": "kd", "augment": {"name": "cutmix", "alpha": 0.5}}, "train": {"epoch_factor": 3}}
+        experiment = resolve(tree)
+        config = experiment.to_dict()
+        assert tracking._method(config) == experiment.method.title == "kd with cutmix"
+        params = tracking._params(config, Run("trial", "trial 0"))
+        assert params["method.augment.name"] == "cutmix"
+        assert params["method.augment.alpha"] == "0.5"
+        assert params["train.epoch_factor"] == "3"
+        plain = resolve({"method": "kd"}).to_dict()
+        assert tracking._method(plain) == "kd"
+        assert not {"train.epoch_factor", "method.augment.name"} & tracking._params(plain, Run("trial", "t")).keys()

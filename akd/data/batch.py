@@ -13,12 +13,13 @@ class Batch(NamedTuple):
     """One worker's share of a global batch of B images.
 
     With two views of each image the rows are the first view of all images, then the second of all, in the same order.
+    (Strong views that were picked, see :mod:`akd.data.pick`, are as many, but of the images that were picked.)
 
     Attributes:
         index: [B] position of each image in the training file.
         target: [B] class.
         target2: [B] class of the mix partner; equal to ``target`` without mixing.
-        lam: [B] weight of ``target`` against ``target2``, 1 without mixing.
+        lam: [B] weight of ``target`` against ``target2``, 1 without mixing; of a mixed image what it holds of its own.
         view: [B] 0 the standard view, 1 the strong one (teacher labels only, no hard label).
         epoch: counted from 1.
         step: step within the epoch, counted from 0.
@@ -40,6 +41,11 @@ class Batch(NamedTuple):
     total: int = 0
     views: int = 1
 
+    @property
+    def images(self) -> int:
+        """Images in this share, each counted once however many views there are."""
+        return len(self.index) // self.views
+
     def each_column(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with ``change`` applied to every tensor."""
         return self._replace(
@@ -58,7 +64,7 @@ def rand(batch: Batch, *shape: int, normal: bool = False) -> Tensor:
     Uniform on [0, 1), or standard normal with ``normal``; float32, on the generator's device.
     """
     draw = torch.randn if normal else torch.rand
-    local = len(batch.index) // batch.views
+    local = batch.images
     total = batch.total or local
     values = draw(batch.views * total, *shape, generator=batch.generator, device=batch.generator.device)
     mine = values.unflatten(0, (batch.views, total))[:, batch.offset : batch.offset + local]

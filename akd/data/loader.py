@@ -6,8 +6,8 @@ batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,10 @@ from torch import Tensor
 from akd.data.augment import normalise
 from akd.data.batch import Batch
 from akd.data.dataset import Dataset, TrainData
+from akd.data.operations import ship
+from akd.data.pick import best
 from akd.data.plan import EpochPlan, training_order
+from akd.data.policies import Policy
 from akd.seeds import generator
 
 if TYPE_CHECKING:
@@ -71,16 +74,60 @@ def held_out_batches(dataset: Dataset, device: torch.device | str) -> Iterator[t
         yield normalise(images, mean, std), labels
 
 
+class Rows(NamedTuple):
+    """Rows of the training file, on the CPU and on the device."""
+
+    here: Tensor
+    there: Tensor
+
+    def part(self, low: int, high: int) -> Rows:
+        return Rows(self.here[low:high], self.there[low:high])
+
+
+class Labels(NamedTuple):
+    """The first fields of a :class:`Batch`, all [B]."""
+
+    index: Tensor  # type: ignore[assignment]  # as in Batch
+    target: Tensor
+    target2: Tensor
+    lam: Tensor
+    view: Tensor
+
+
+class StrongRows:
+    """What a policy draws in one pass, for every image of the training file and every candidate; on the CPU."""
+
+    def __init__(self, policy: Policy, plan: EpochPlan, train: Tensor):
+        self.policy = policy
+        plans = [plan.other(k) for k in range(policy.pool)]
+        self.table = [torch.stack(each, 1) for each in zip(*(policy.table(p) for p in plans), strict=True)]
+        self.partner = torch.stack([p.partner(train) for p in plans], 1) if policy.mixes else None
+
+    def of(self, rows: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """The policy's arguments and the partners for rows [b]: [pool * b, ...], candidate by candidate."""
+
+        def taken(values: Tensor) -> Tensor:
+            return values[rows].transpose(0, 1).flatten(0, 1)
+
+        return [taken(t) for t in self.table], None if self.partner is None else taken(self.partner)
+
+
 class DeviceLoader:
     """Training batches of one worker.
 
     Args:
         data: files, rows and standard view.
-        batch_size: size of the *global* batch; the last partial batch of an epoch is dropped.
+        batch_size: size of the *global* batch; the last partial batch of a pass is dropped.
         seed: training order and the step generator.
         plan_seed: augmentation.
         device, dtype: of the images handed out.
         world: which share of each global batch is this worker's.
+        policy: makes strong views; ``None`` leaves the standard one.
+        passes: over the training rows in an epoch, each with images and order of its own.
+
+    Attributes:
+        steps: in an epoch.
+        score: images [b, C, H, W], normalised -> [b]; a policy that picks needs it.
     """
 
     def __init__(
@@ -93,10 +140,14 @@ class DeviceLoader:
         device: torch.device,
         dtype: torch.dtype,
         world: World,
+        policy: Policy | None = None,
+        passes: int = 1,
     ):
         self.data, self.batch_size, self.seed, self.plan_seed = data, batch_size, seed, plan_seed
         self.device, self.dtype, self.world = device, dtype, world
-        self.steps = len(data.train) // batch_size
+        self.policy, self.passes = policy, passes
+        self.score: Callable[[Tensor], Tensor] | None = None
+        self.steps = len(data.train) // batch_size * passes
         self.resident = resident(data.dataset.images, device)
         self.images = data.dataset.images.to(device) if self.resident else data.dataset.images
         self.labels = data.dataset.labels.to(device)
@@ -106,32 +157,118 @@ class DeviceLoader:
     def epoch(self, epoch: int, stage: str = "step") -> Iterator[tuple[Tensor, Batch]]:
         """The epoch's steps: images [b, C, H, W] normalised, and their :class:`Batch`, b this worker's share.
 
+        With a policy there may be several views of each image, one after the other along b.
+
         Args:
             epoch: counted from 1; names images and order.
             stage: names the random numbers of the batches' generator.
         """
-        plan = EpochPlan(self.plan_seed, epoch, len(self.labels))
-        order = training_order(self.seed, epoch, self.data.train)
-        on_device = order.to(self.device)
-        columns = [column.to(self.device) for column in self.data.augment.columns(plan)]
         draws = generator(stage, self.seed, epoch, device=self.device)
+        each = self.steps // self.passes
+        for k in range(self.passes):
+            number = (epoch - 1) * self.passes + k + 1
+            plan = EpochPlan(self.plan_seed, number, len(self.labels))
+            order = training_order(self.seed, number, self.data.train)
+            on_device = order.to(self.device)
+            columns = [column.to(self.device) for column in self.data.augment.columns(plan)]
+            strong = None if self.policy is None else StrongRows(self.policy, plan, self.data.train)
+            for step in range(each):
+                rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
+                both = Rows(order[rows], on_device[rows])
+                yield self._step(both, columns, strong, epoch, k * each + step, draws)
+
+    def _step(
+        self,
+        rows: Rows,
+        columns: list[Tensor],
+        strong: StrongRows | None,
+        epoch: int,
+        step: int,
+        draws: torch.Generator,
+    ) -> tuple[Tensor, Batch]:
+        """One step; ``rows`` are those of the global batch."""
         low, high = self.world.share(self.batch_size)
-        ones = torch.ones(high - low, device=self.device, dtype=self.dtype)
-        standard = torch.zeros(high - low, device=self.device, dtype=torch.long)
-        for step in range(self.steps):
-            share = slice(step * self.batch_size + low, step * self.batch_size + high)
-            rows = on_device[share]
-            images = self.data.augment(self._gather(rows, order[share]), *(column[rows] for column in columns))
-            target = self.labels[rows]
-            batch = Batch(rows, target, target, ones, standard, epoch, step, draws, low, self.batch_size)
-            yield normalise(images, self.mean, self.std, self.dtype), batch
+        mine = rows.part(low, high)
+        standard = self._standard(mine, columns)
+        if strong is None:
+            images, found = self._normalised(standard), self._labelled(mine.there, mine.there, None, 0)
+        else:
+            images, found = self._strong(strong, rows, low, high, standard, columns)
+        views = len(images) // len(standard)
+        if strong is not None and strong.policy.config.form == "second":
+            images = torch.cat([self._normalised(standard), images])
+            plain = self._labelled(mine.there, mine.there, None, 0)
+            found = Labels(*(torch.cat(pair) for pair in zip(plain, found, strict=True)))
+            views += 1
+        return images, Batch(*found, epoch, step, draws, low, self.batch_size, views)
+
+    def _standard(self, rows: Rows, columns: list[Tensor]) -> Tensor:
+        there = rows.there
+        return self.data.augment(self._gather(there, rows.here), *(column[there] for column in columns))
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return normalise(images, self.mean, self.std, self.dtype)
+
+    def _labelled(self, index: Tensor, other: Tensor, lam: Tensor | None, view: int) -> Labels:
+        """What a batch says of the images ``index``, mixed with the rows ``other``, or of one piece without ``lam``."""
+        target = self.labels[index]
+        if lam is None:
+            lam = torch.ones(len(index), device=self.device, dtype=self.dtype)
+            second = target
+        else:
+            second = self.labels[other]
+        return Labels(index, target, second, lam, torch.full_like(index, view))
+
+    def _strong(
+        self, strong: StrongRows, rows: Rows, low: int, high: int, standard: Tensor, columns: list[Tensor]
+    ) -> tuple[Tensor, Labels]:
+        """This worker's strong views, normalised, and what a :class:`Batch` says of them."""
+        policy, view = strong.policy, int(strong.policy.config.form == "second")
+        mine = rows.part(low, high)
+        table, partner = strong.of(mine.here)
+        images = standard.repeat(policy.pool, 1, 1, 1) if policy.pool > 1 else standard
+        others = None
+        if partner is not None:
+            others = self._standard(Rows(partner, ship(partner, self.device)), columns)
+        images = self._normalised(policy(images, others, self.dtype, *table))
+        if policy.criterion:
+            images, index, partner, lam = self._picked(strong, rows, low, high, images)
+            return images, self._labelled(index, partner, lam, view)
+        index = mine.there.repeat(policy.pool)
+        if partner is None:
+            return images, self._labelled(index, index, None, view)
+        lam = ship(policy.lam(*table).to(self.dtype), self.device)
+        return images, self._labelled(index, ship(partner, self.device), lam, view)
+
+    @torch.no_grad()
+    def _picked(
+        self, strong: StrongRows, rows: Rows, low: int, high: int, images: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """This worker's share of the best candidates of the global batch: images, rows, partners and lam.
+
+        The scores of all workers decide, so the choice does not hang on how many there are; the candidates travel with
+        them, because those that are kept are seldom spread evenly.
+        """
+        policy = strong.policy
+        if self.score is None:
+            raise ValueError(f"{policy.config.name} picks by {policy.criterion}, and nothing scores: set loader.score")
+        pool = (policy.pool, high - low)
+        scores = self.world.gather(self.score(images).unflatten(0, pool).transpose(0, 1).contiguous(), self.batch_size)
+        images = self.world.gather(images.unflatten(0, pool).transpose(0, 1).contiguous(), self.batch_size)
+        kept = best(scores.flatten(), policy.keep * self.batch_size).view(policy.keep, -1)[:, low:high].flatten()
+        table, partner = strong.of(rows.here)  # of the global batch, candidate by candidate
+        assert partner is not None
+        by_image = (kept % policy.pool) * self.batch_size + kept // policy.pool
+        lam = ship(policy.lam(*table).to(self.dtype), self.device)[by_image]
+        index = rows.there[kept // policy.pool]
+        return images.flatten(0, 1)[kept], index, ship(partner, self.device)[by_image], lam
 
     def plain(self, rows: Tensor, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Images as they are (no augmentation) and labels of ``rows`` of the training file, in large batches."""
         for part in rows.split(batch_size or evaluation_batch(self.data.dataset)):
             there = part.to(self.device)
             images = self.data.dataset.plain(self._gather(there, part))
-            yield normalise(images, self.mean, self.std, self.dtype), self.labels[there]
+            yield self._normalised(images), self.labels[there]
 
     def _gather(self, there: Tensor, here: Tensor) -> Tensor:
         """Images on the device; ``there`` and ``here`` are the same rows, on the device and on the CPU."""

@@ -24,14 +24,23 @@ class EpochPlan:
         plan_seed: the study's augmentation seed.
         epoch: counted from 1.
         size: number of images n in the training *file*, not in the split.
+        candidate: which of several independent tables of this epoch; 0 is the one that standard views come from.
     """
 
-    def __init__(self, plan_seed: int, epoch: int, size: int):
-        self.plan_seed, self.epoch, self.size = plan_seed, epoch, size
+    def __init__(self, plan_seed: int, epoch: int, size: int, candidate: int = 0):
+        self.plan_seed, self.epoch, self.size, self.candidate = plan_seed, epoch, size, candidate
+
+    def other(self, candidate: int) -> EpochPlan:
+        """Another table of the same epoch."""
+        return EpochPlan(self.plan_seed, self.epoch, self.size, candidate)
+
+    def _generator(self, column: str) -> torch.Generator:
+        name = f"{column}#{self.candidate}" if self.candidate else column
+        return generator("plan", self.plan_seed, self.epoch, name)
 
     def uniform(self, column: str, width: int = 1) -> Tensor:
         """The column of this name: uniform on [0, 1), [n, width] float32."""
-        return torch.rand(self.size, width, generator=generator("plan", self.plan_seed, self.epoch, column))
+        return torch.rand(self.size, width, generator=self._generator(column))
 
     @cached_property
     def crop(self) -> Tensor:
@@ -76,9 +85,7 @@ class EpochPlan:
         if len(indices) < 2:
             raise ValueError("mixing needs at least two images")
         indices = indices.sort().values
-        keys = torch.rand(
-            self.size, generator=generator("plan", self.plan_seed, self.epoch, "cycle"), dtype=torch.float64
-        )
+        keys = torch.rand(self.size, generator=self._generator("cycle"), dtype=torch.float64)
         cycle = indices[keys[indices].argsort(stable=True)]
         partner = torch.full((self.size,), -1, dtype=torch.long)
         partner[cycle] = cycle.roll(-1)

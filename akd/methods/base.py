@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from akd.data.batch import Batch
+from akd.data.policies import augments
 from akd.models.output import Output
 from akd.registry import Registry
 from akd.settings import setting
@@ -155,12 +156,15 @@ class MethodConfig:
         views: what stands in the teacher's place; a config object registered with its views, or ``None``.
         extra: further hosts, name -> config object; their terms but the hard labels' are added to the host's.
         normalise: see :mod:`akd.methods.normalise`.
+        augment: which images both networks see; a config object of :mod:`akd.data.policies`, ``None`` for the standard
+            view alone.
     """
 
     host: Any = field(default=None)
     views: Any = field(default=None)
     extra: Mapping[str, Any] = field(default_factory=dict)
     normalise: bool = setting(False, help="divide each knowledge term by its running size; weights 0.1 to 10, log")
+    augment: Any = field(default=None)
 
     @property
     def host_name(self) -> str:
@@ -169,6 +173,10 @@ class MethodConfig:
     @property
     def views_name(self) -> str | None:
         return None if self.views is None else str(self.views.name)
+
+    @property
+    def augment_name(self) -> str | None:
+        return None if self.augment is None else str(self.augment.name)
 
     @property
     def warmup_epochs(self) -> int:
@@ -189,17 +197,21 @@ class MethodConfig:
     @property
     def title(self) -> str:
         """The method in words: ``kd``, ``angular_kd over kd``; see :func:`title`."""
-        return title(self.host_name, self.views_name, self.extra, normalise=self.normalise)
+        return title(self.host_name, self.views_name, self.extra, normalise=self.normalise, augment=self.augment_name)
 
     @property
     def needs(self) -> frozenset[str]:
         """What the teacher has to give; empty without a teacher."""
         parts = [needs_of(hosts, config) for config in (self.host, *self.extra.values())]
         parts += [needs_of(views, self.views)] if self.views_name else []
+        parts += [needs_of(augments, self.augment)] if self.augment_name else []
         return frozenset[str]().union(*parts)
 
 
-def title(host: str, views: str | None, extra: Iterable[str] = (), *, normalise: bool = False) -> str:
-    """A method in words: ``angular_kd over dkd + amd, normalised``."""
+def title(
+    host: str, views: str | None, extra: Iterable[str] = (), *, normalise: bool = False, augment: str | None = None
+) -> str:
+    """A method in words: ``angular_kd over dkd + amd, normalised with cutmix``."""
     words = " + ".join([f"{views} over {host}" if views else host, *extra])
-    return f"{words}, normalised" if normalise else words
+    words = f"{words}, normalised" if normalise else words
+    return f"{words} with {augment}" if augment else words

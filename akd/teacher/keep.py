@@ -86,11 +86,12 @@ def build(experiment: Experiment, data: TrainData) -> nn.Module:
 def teacher_hash(experiment: Experiment, data: TrainData) -> str:
     """Sixteen hex digits that change whenever the teacher's weights would."""
     own = as_experiment(experiment).to_dict()
+    # What says nothing is left out, so that teachers kept before there were such settings are found: an empty list of
+    # taps, a factor of 1. Threads change a sum's rounding, not what the teacher is; machines differ in them.
+    silent = {"threads": own["train"]["threads"], "epoch_factor": 1}
     parts = {
-        # An empty list of taps says nothing; left out, so that teachers kept before there were taps are found.
         "model": {k: v for k, v in own["student"].items() if v},
-        # Threads change a sum's rounding, not what the teacher is; machines differ in them.
-        "train": {k: v for k, v in own["train"].items() if k != "threads"},
+        "train": {k: v for k, v in own["train"].items() if (k, v) not in silent.items()},
         "data": data.hash,
         "augment": data.augment.identity,
         "normalise": [data.dataset.mean, data.dataset.std],

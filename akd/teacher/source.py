@@ -19,7 +19,7 @@ class TeacherSource(Protocol):
         """Outputs for the images of this step, as the student sees them."""
 
     def probe(self, image: Tensor) -> Output:
-        """Outputs for any image, for the shapes alone."""
+        """Outputs for any images, of no step: for the shapes, and to score candidates by."""
 
 
 class Renormalised(nn.Module):
