@@ -33,6 +33,8 @@ _LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # The same for the workers' connections among themselves.
     "GLOO_SOCKET_IFNAME": "lo",
+    # A process that watches for nodes being taken away: this machine is the only one.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
 

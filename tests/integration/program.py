@@ -75,6 +75,21 @@ def session_members(session: int) -> list[int]:
     return found
 
 
+#: As /proc writes them.
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+def listening(pids: list[int]) -> set[tuple[str, int]]:
+    """Local addresses, in hexadecimal, on which processes accept connections, and whose they are."""
+    owners = {}
+    for pid in pids:
+        for handle in (Path("/proc") / str(pid) / "fd").glob("*"):
+            with contextlib.suppress(OSError):
+                owners[os.readlink(handle).removeprefix("socket:[").removesuffix("]")] = pid
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {(row[1].split(":")[0], owners[row[9]]) for row in rows if row[3] == "0A" and row[9] in owners}
+
+
 def wait_for(what: Any, timeout: float = 120, every: float = 0.02) -> Any:
     """Wait until ``what()`` is true and give its value."""
     end = time.monotonic() + timeout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -57,17 +56,6 @@ def test_killed_again_and_again_equals_undisturbed(undisturbed: Path, tmp_path: 
     agree(study)
 
 
-def listening(pids: list[int]) -> set[str]:
-    """Local addresses, in hexadecimal, on which processes accept connections."""
-    inodes = set()
-    for pid in pids:
-        for handle in (Path("/proc") / str(pid) / "fd").glob("*"):
-            with contextlib.suppress(OSError):
-                inodes.add(os.readlink(handle).removeprefix("socket:[").removesuffix("]"))
-    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
-    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
-
-
 def test_ctrl_c_keeps_the_state_and_names_the_command(tmp_path: Path) -> None:
     arguments = [a if a != "4" else "30" for a in ONE]
     process = program.start(arguments, tmp_path)
@@ -75,10 +63,9 @@ def test_ctrl_c_keeps_the_state_and_names_the_command(tmp_path: Path) -> None:
     try:
         program.wait_for(lambda: len(run_folder.history(study / "trials" / "00000")) >= 2)
         # 127.0.0.1, also as IPv6 writes it: nothing of a local search can be reached from outside.
-        loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
-        addresses = listening(program.session_members(process.pid))
+        addresses = {address for address, _ in program.listening(program.session_members(process.pid))}
         assert addresses
-        assert addresses <= loopback
+        assert addresses <= program.LOOPBACK
         assert (Path.home() / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(60) == 130

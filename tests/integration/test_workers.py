@@ -123,6 +123,10 @@ def test_killed_and_resumed_gives_the_same_bits(whole: Path, tmp_path: Path) -> 
     try:
         program.wait_for(lambda: lines.exists() and len(lines.read_text().splitlines()) >= 3)
         assert process.poll() is None
+        found = program.listening(program.session_members(process.pid))
+        # One door is open: torch's rendezvous, in one of the workers.
+        (open_to_all,) = [pid for address, pid in found if address not in program.LOOPBACK]
+        assert open_to_all in workers_of(process.pid)
     finally:
         program.kill_group(process)
     code, output = program.run(["train", "--resume", "s"], tmp_path)
