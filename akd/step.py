@@ -6,7 +6,7 @@ gathered rows and are the same on every worker; others are means over a worker's
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,28 +50,54 @@ class _Pair(nn.Module):
         output = self.student(images) if images is not None else None
         logits = output.logits if output is not None else None
         if self.method.relational and self.world.size > 1:
-            output, teacher = self._joined(output, batch), self._joined(teacher, batch)
-            share = batch
-            batch = batch.each_column(lambda column: self._join(column, share))._replace(offset=0)
+            output, teacher, batch = (
+                self._joined(output, batch),
+                self._joined(teacher, batch),
+                self._joined_batch(batch),
+            )
         if output is None:
             assert teacher is not None
             return self.method.warmup(teacher, batch), None
         return self.method(output, teacher, batch), logits
 
-    def _join(self, tensor: Tensor, batch: Batch) -> Tensor:
-        # View by view, so that the global batch has its views one after the other as a share has.
-        return torch.cat([self.world.gather(rows, batch.total) for rows in tensor.chunk(batch.views)])
+    def _join(self, tensors: Sequence[Tensor], batch: Batch) -> list[Tensor]:
+        """[rows, ...] of this worker -> [rows of all, ...] each; those of one type travel together."""
+        found: dict[int, Tensor] = {}
+        for dtype in {t.dtype: None for t in tensors}:
+            group = [i for i, t in enumerate(tensors) if t.dtype == dtype]
+            flat = torch.cat([tensors[i].flatten(1) for i in group], 1)
+            # View by view, so that the global batch has its views one after the other as a share has.
+            whole = torch.cat([self.world.gather(rows, batch.total) for rows in flat.chunk(batch.views)])
+            widths = [tensors[i][0].numel() for i in group]
+            for i, part in zip(group, whole.split(widths, 1), strict=True):
+                found[i] = part.unflatten(1, tensors[i].shape[1:])
+        return [found[i] for i in range(len(tensors))]
 
     def _joined(self, output: Output | None, batch: Batch) -> Output | None:
         if output is None:
             return None
-        maps = tuple(self._join(m, batch) for m in output.maps) if self.maps else ()
-        before = output.maps_preact
+        maps = list(output.maps) if self.maps else []
+        before = list(output.maps_preact or ()) if self.maps else []
+        logits, embedding, *rest = self._join([output.logits, output.embedding, *maps, *before], batch)
         return output._replace(
-            logits=self._join(output.logits, batch),
-            embedding=self._join(output.embedding, batch),
-            maps=maps,
-            maps_preact=tuple(self._join(m, batch) for m in before) if before is not None and self.maps else None,
+            logits=logits,
+            embedding=embedding,
+            maps=tuple(rest[: len(maps)]),
+            maps_preact=tuple(rest[len(maps) :]) if before else None,
+        )
+
+    def _joined_batch(self, batch: Batch) -> Batch:
+        # Positions and classes are exact in float64: all columns travel as one.
+        names = ("index", "target", "target2", "lam", "view")
+        columns = [getattr(batch, name).double()[:, None] for name in names]
+        index, target, target2, lam, view = (c[:, 0] for c in self._join(columns, batch))
+        return batch._replace(
+            index=index.to(batch.index.dtype),
+            target=target.to(batch.target.dtype),
+            target2=target2.to(batch.target2.dtype),
+            lam=lam.to(batch.lam.dtype),
+            view=view.to(batch.view.dtype),
+            offset=0,
         )
 
 
