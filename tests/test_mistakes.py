@@ -518,7 +518,7 @@ VERBS = {
         "--model=resnet8", "--weights=gone", says=["--weights = 'gone'", "no such file"]
     ),
     "evaluate a folder": measured("--model", ".", says=["'.'", "config.json"]),
-    "evaluate a long name": measured("--model", "x" * 300, says=["File name too long"]),
+    "evaluate a long name": measured("--model", "x" * 300, says=["(302 characters)", "no such model"]),
     "evaluate a damaged config": measured("--model", "given", says=["config.json", "damaged"], setup=handed("{")),
     "evaluate an empty config": measured("--model", "given", says=["config.json", "lacks"], setup=handed("{}")),
     "evaluate no student": measured(
@@ -535,7 +535,7 @@ VERBS = {
     "evaluate with odd numbers": measured("--model=resnet8", "--mean=a", "--std=1", says=["--mean = 'a'", "numbers"]),
     "evaluate with no std": measured("--model=resnet8", "--mean=0.5", says=["--std", "1 values"]),
     "evaluate with std 0": measured("--model=resnet8", "--mean=0.5", "--std=0", says=["--std = [0.0]", "above 0"]),
-    "evaluate with nan": measured("--model=resnet8", "--mean=nan", "--std=1", says=["--mean = [nan]", "finite"]),
+    "evaluate with nan": measured("--model=resnet8", "--mean=nan", "--std=1", says=["--mean = 'nan'", "must be numbers"]),
     "prepare nothing known": other("data", "prepare", "cifar1000", says=["'cifar1000'", "cifar100"]),
     "prepare what needs nothing": other("data", "prepare", "digits", says=["'digits'", "needs no files"]),
     "prepare no folder": other("data", "prepare", "imagefolder", "--data-dir=gone", says=["data.dir", "gone"]),
@@ -545,7 +545,8 @@ VERBS = {
         "data", "prepare", "cifar100", "--data-dir=c", says=["checksums differ"], setup=cifar(train=b"x")
     ),
     "list nothing known": other("list", "modles", says=["'modles'", "did you mean 'models'"]),
-    "list more": other("list", "models", "x", says=["x", "unknown argument"]),
+    "list more": other("list", "models", "x", says=["x", "one argument too many"]),
+    "list still more": other("list", "methods", "kd", "x", says=["x", "unknown argument"]),
     "ui before a study": other("ui", says=["holds no runs yet", "start a search first"]),
     "ui of no study": other("ui", "ine", says=["'ine'", "did you mean 'one'"], setup=busy),
     "ui of an odd port": other("ui", "--port", "99999", says=["port = 99999", "65535"]),
