@@ -182,7 +182,9 @@ def share(search: SearchConfig, nodes: list[dict[str, float]]) -> Resources:
     # Two workers of one run cannot share a GPU: their collectives would wait for each other.
     if workers > 1 and gpus % 1:
         raise ExperimentError(
-            f"must be a whole number for each of {workers} workers", key="search.gpus_per_trial", value=search.gpus_per_trial
+            f"must be a whole number for each of {workers} workers",
+            key="search.gpus_per_trial",
+            value=search.gpus_per_trial,
         )
     # The least share of CPUs that goes with these GPUs on a node that has them: then every GPU is used.
     shares = [n.get("CPU", 0) * gpus // n["GPU"] for n in nodes if gpus and n.get("GPU", 0) >= gpus]

@@ -183,8 +183,12 @@ NUMBERS |= {
         "--method.extra.amd.stages=[-5]", says=["--method.extra.amd.stages", "no stage -5", "maps 0 to 3"]
     ),
     "a stage twice": flags("--method.host=sp", "--method.host.stages=[3, -1]", says=["method.host.stages", "twice"]),
-    "no stages": flags("--method.host=vid", "--method.host.stages=[]", says=["method.host.stages", "at least one stage"]),
-    "no temperatures": flags("--method.host=mlkd", "--method.host.temperatures=[]", says=["host.temperatures", "or more"]),
+    "no stages": flags(
+        "--method.host=vid", "--method.host.stages=[]", says=["method.host.stages", "at least one stage"]
+    ),
+    "no temperatures": flags(
+        "--method.host=mlkd", "--method.host.temperatures=[]", says=["host.temperatures", "or more"]
+    ),
     "no validation": flags("--data.validation", "0.001", says=["--data.validation: data.validation", "need some"]),
 }
 
@@ -590,7 +594,9 @@ VERBS = {
     "evaluate with odd numbers": measured("--model=resnet8", "--mean=a", "--std=1", says=["--mean = 'a'", "numbers"]),
     "evaluate with no std": measured("--model=resnet8", "--mean=0.5", says=["--std", "1 values"]),
     "evaluate with std 0": measured("--model=resnet8", "--mean=0.5", "--std=0", says=["--std = [0.0]", "above 0"]),
-    "evaluate with nan": measured("--model=resnet8", "--mean=nan", "--std=1", says=["--mean = 'nan'", "must be numbers"]),
+    "evaluate with nan": measured(
+        "--model=resnet8", "--mean=nan", "--std=1", says=["--mean = 'nan'", "must be numbers"]
+    ),
     "prepare nothing known": other("data", "prepare", "cifar1000", says=["'cifar1000'", "cifar100"]),
     "prepare what needs nothing": other("data", "prepare", "digits", says=["'digits'", "needs no files"]),
     "prepare no folder": other("data", "prepare", "imagefolder", "--data-dir=gone", says=["data.dir", "gone"]),
@@ -650,7 +656,9 @@ SINGLE = {
     "go on with a single run as a study": other(
         "search", "--resume", "alone", says=["resume = 'alone'", "akd train --resume alone"], setup=alone
     ),
-    "go on with more": other("train", "--resume", "alone", "--epochs=5", says=["--epochs", "nothing else"], setup=alone),
+    "go on with more": other(
+        "train", "--resume", "alone", "--epochs=5", says=["--epochs", "nothing else"], setup=alone
+    ),
     "go on with an experiment": other("train", "s.yaml", "--resume", "alone", says=["nothing else"], setup=alone),
 }
 
