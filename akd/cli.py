@@ -154,8 +154,9 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
 def _given(args: argparse.Namespace, plain: Sequence[str]) -> None:
     """Refuse an empty value, which would stand for a default nobody asked for, and a flag given twice."""
     flags_given = [word.partition("=")[0] for word in plain if word.startswith("--")]
+    repeated = evaluate_verb.REPEATED if args.verb == "evaluate" else ()
     for flag in flags_given:
-        if flags_given.count(flag) > 1:
+        if flags_given.count(flag) > 1 and flag not in repeated:
             raise ExperimentError("is given twice", key=flag)
     positional = {"search": "space", "train": "space", "teacher": "space", "data": "name", "ui": "study"}.get(args.verb)
     for name, value in vars(args).items():

@@ -184,7 +184,9 @@ def share(search: SearchConfig, nodes: list[dict[str, float]]) -> Resources:
     # Two workers of one run cannot share a GPU: their collectives would wait for each other.
     if workers > 1 and gpus % 1:
         raise ExperimentError(
-            f"must be a whole number for each of {workers} workers", key="search.gpus_per_trial", value=gpus * workers
+            f"must be a whole number for each of {workers} workers",
+            key="search.gpus_per_trial",
+            value=search.gpus_per_trial,
         )
     # The least share of CPUs that goes with these GPUs on a node that has them: then every GPU is used.
     shares = [n.get("CPU", 0) * gpus // n["GPU"] for n in nodes if gpus and n.get("GPU", 0) >= gpus]
@@ -195,11 +197,12 @@ def share(search: SearchConfig, nodes: list[dict[str, float]]) -> Resources:
         key, value, have = ("cpus_per_trial", cpus, most["CPU"])
         if gpus and gpus > most["GPU"]:
             key, value, have = ("gpus_per_trial", gpus, most["GPU"])
+        total = value * workers
         each = f"; {value:g} for each of {workers} workers" if workers > 1 else ""
         raise ExperimentError(
             f"fits on no node; the largest has {have:g} {key[:3].upper()}s{each}",
             key=f"search.{key}",
-            value=value * workers,
+            value=int(total) if total == int(total) else total,
         )
     if sum(places) < workers:
         what = f"{gpus:g} GPUs and {cpus:g} CPUs" if gpus else f"{cpus:g} CPUs"
@@ -226,7 +229,7 @@ def everything(search: SearchConfig, nodes: list[dict[str, float]], batch_size: 
         batch_size: of the run; a worker gets 16 images at least.
 
     Raises:
-        ExperimentError: ``search.final_workers`` is more than there is place for.
+        ExperimentError: ``search.final_workers`` is more than there is place for, or than a batch has images.
     """
     gpus = [int(n.get("GPU", 0)) for n in nodes]
     if sum(gpus):
@@ -241,6 +244,9 @@ def everything(search: SearchConfig, nodes: list[dict[str, float]], batch_size: 
             key="search.final_workers",
             value=size,
         )
+    if size > batch_size:
+        problem = f"must be at most {batch_size}, an image of each batch for each"
+        raise ExperimentError(problem, key="search.final_workers", value=size)
     if sum(gpus):
         return replace(one, size=size)
     # As many CPUs for each as leave places for all: nodes may be uneven.

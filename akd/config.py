@@ -379,6 +379,18 @@ def _check_names(parts: Mapping[str, Any], origins: Origins) -> None:
             raise ExperimentError(
                 "has no effect without momentum", key=f"{key}.nesterov", value=True, where=origins.of(f"{key}.nesterov")
             )
+    if parts["train"].micro_batch and parts["method"].relational:
+        raise whole_batches(parts["method"], parts["train"], origins)
+
+
+def whole_batches(method: MethodConfig, train: TrainConfig, origins: Origins) -> ExperimentError:
+    """The mistake of giving a method that compares images only parts of a batch."""
+    return ExperimentError(
+        f"cannot be combined with {method.title}, which compares the images of a whole batch",
+        key="train.micro_batch",
+        value=train.micro_batch,
+        where=origins.of("train.micro_batch"),
+    )
 
 
 def _check_teacher(teacher: TeacherConfig, origins: Origins) -> None:

@@ -34,7 +34,7 @@ def step_seconds(experiment: Experiment, data: TrainData) -> float:
     if experiment.needs_teacher:
         short = replace(as_experiment(experiment), train=replace(train, epochs=1))
         first = replace(few, train=few.train[:batch])
-        source = LiveTeacher(fit(short, first, None, device=device).student)
+        source = LiveTeacher(fit(short, first, None, device=device).student, experiment.method.needs)
     seconds: list[float] = []
     # The first epoch warms up; the fastest of the others counts, because other programs only ever slow it down.
     timed = replace(experiment, train=train, method=experiment.method.without_warmup())

@@ -24,6 +24,8 @@ DESCRIPTION = (
     "run, of a teacher. --weights, --mean and --std belong to the --model before them."
 )
 _OWN = ("weights", "mean", "std")
+#: Flags that may be given several times.
+REPEATED = ("--model", *(f"--{name}" for name in _OWN))
 
 
 class _Own(argparse.Action):

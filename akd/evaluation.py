@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from akd.data.augment import normalise
 from akd.data.dataset import DataConfig, Dataset, load, readers
 from akd.data.loader import held_out_images
-from akd.errors import ExperimentError
+from akd.errors import ExperimentError, reason
 from akd.metrics import Scores
 from akd.models import Output, check_images, create_model, load_weights, networks
 from akd.seeds import generator
-from akd.teacher.keep import load_student
+from akd.teacher.keep import load_student, read_config
 
 #: Standard deviations of the noise, in units of the 0..1 range of pixels.
 NOISE = (0.02, 0.05, 0.1, 0.2)
@@ -86,6 +86,13 @@ def handed_over(model: str) -> Path | None:
         return None
 
 
+def _is_folder(model: str) -> bool:
+    try:
+        return Path(model).expanduser().is_dir()
+    except OSError:
+        return False
+
+
 def open_network(asked: Asked, dataset: Dataset, device: torch.device | str) -> Network:
     """The network, ready for the images of a data set.
 
@@ -113,36 +120,50 @@ def open_network(asked: Asked, dataset: Dataset, device: torch.device | str) -> 
 
 
 def _fitting(asked: Asked, folder: Path, dataset: Dataset) -> dict[str, Any]:
-    """What a handed-over student's folder says, if the student can be tested on this data."""
+    """What a handed-over student's folder says, if the student can be tested on this data.
+
+    Raises:
+        ExperimentError: it cannot, or the folder is damaged.
+    """
     if asked.weights is not None:
         raise ExperimentError(
             "has no effect: the folder holds its weights", key=asked.flags[1], value=str(asked.weights)
         )
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(folder)
         theirs = (int(config["num_classes"]), int(config["in_channels"]), *map(int, config["image_size"]))
         config["normalise"]["mean"], config["normalise"]["std"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ExperimentError("config.json is damaged", key=asked.flags[0], value=asked.model) from None
+    except ExperimentError as error:
+        raise _of(asked, error) from None
+    except (ValueError, KeyError, TypeError) as error:
+        problem = f"{folder / 'config.json'} is not what akd hands over: {type(error).__name__}: {reason(error)}"
+        raise ExperimentError(problem, key=asked.flags[0], value=asked.model) from None
     mine = (len(dataset.classes), dataset.channels, *dataset.size)
     if theirs != mine:
         words = ["{} classes and {} channels of {}x{}".format(*v) for v in (theirs, mine)]
         raise ExperimentError(
             f"is made for {words[0]}, {dataset.name} has {words[1]}", key=asked.flags[0], value=asked.model
         )
-    return dict(config)
+    return config
 
 
 def _kept(asked: Asked, folder: Path) -> nn.Module:
     try:
         return load_student(folder)
-    except Exception as error:  # weights that are damaged fail in any way, safetensors with an error of its own
-        reason = error.problem if isinstance(error, ExperimentError) else str(error).splitlines()[0]
-        raise ExperimentError(f"cannot be read: {reason}", key=asked.flags[0], value=asked.model) from None
+    except ExperimentError as error:
+        raise _of(asked, error) from None
+
+
+def _of(asked: Asked, error: ExperimentError) -> ExperimentError:
+    """A mistake in a folder as one of the flag that named the folder."""
+    return ExperimentError(f"{error.value}: {error.problem}", key=asked.flags[0], value=asked.model)
 
 
 def _named(asked: Asked, dataset: Dataset) -> nn.Module:
     model, key = asked.model, asked.flags[0]
+    if _is_folder(model):
+        problem = "holds no student that akd handed over: there is no config.json in it, nor in a student/ in it"
+        raise ExperimentError(problem, key=key, value=model)
     if asked.weights is None and networks.registered(model):
         raise ExperimentError(f"has random weights; give a file with {asked.flags[1]}", key=key, value=model)
     size = dataset.size

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from akd import checkpoint
-from akd.config import Experiment, TrainConfig
+from akd.config import Experiment, TrainConfig, whole_batches
 from akd.data.dataset import TrainData
 from akd.data.loader import DeviceLoader
 from akd.data.pick import Scorer
@@ -364,12 +364,7 @@ def _networks(
     shapes = shapes_of(student, image, source, len(data.dataset.classes), len(data.dataset.labels))
     method = create_method(experiment.method, shapes, label_smoothing=train.label_smoothing, seed=train.seed)
     if train.micro_batch and method.relational:
-        raise ExperimentError(
-            f"cannot be combined with {experiment.method.title}, which compares the images of a whole batch",
-            key="train.micro_batch",
-            value=train.micro_batch,
-            where=experiment.origins.of("train.micro_batch"),
-        )
+        raise whole_batches(experiment.method, train, experiment.origins)
     if train.sync_batchnorm:
         student = world.synchronised(student)
         if not method.relational:  # which sees the global batch anyway

@@ -48,7 +48,7 @@ def step_accuracy(logits: Tensor, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World = ALONE) -> dict[str, float]:
-    """Top-1 ``accuracy`` (0..1) and mean cross-entropy ``loss`` of a network in eval mode.
+    """Top-1 ``accuracy`` (0..1) and mean cross-entropy ``loss`` of a network in eval mode; nothing of no images.
 
     Args:
         model: gives an :class:`akd.models.Output`; its training flag is left as it was.
@@ -66,6 +66,8 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: 
         totals[2] += len(labels)
     model.train(training)
     hits, loss, images_seen = world.sum(totals).tolist()
+    if not images_seen:
+        return {}
     return {"accuracy": hits / images_seen, "loss": loss / images_seen}
 
 

@@ -16,7 +16,7 @@ from akd import cluster
 from akd import config as configuration
 from akd import folder as run_folder
 from akd.addresses import check_tracking
-from akd.config import Experiment
+from akd.config import Experiment, SearchConfig
 from akd.data import TrainData
 from akd.errors import ExperimentError, Interrupted, RunError
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
@@ -145,12 +145,14 @@ def teach(
 def _check(full: Experiment, workers: int | None, ray_address: str | None) -> TrainData:
     with placed(full):
         data = checked(full)
-        if workers is not None and workers < 1:
-            raise ExperimentError("must be at least 1", key="workers", value=workers)
+        if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
+            raise ExperimentError("must be a whole number of at least 1", key="workers", value=workers)
         if not _here(workers, ray_address):
             try:
-                cluster.check(replace(full.search, final_workers=workers), ray_address, batch_sizes(full))
+                cluster.check(_search(full, workers), ray_address, batch_sizes(full))
             except ExperimentError as error:
+                if error.key != "search.final_workers":
+                    raise
                 raise ExperimentError(error.problem, key="workers", value=workers) from None
     return data
 
@@ -159,10 +161,15 @@ def _here(workers: int | None, ray_address: str | None) -> bool:
     return workers == 1 and (ray_address or os.environ.get("RAY_ADDRESS") or "local") == "local"
 
 
+def _search(full: Experiment, workers: int | None) -> SearchConfig:
+    """What the machines are asked for: there are no trials, so what trials take does not matter."""
+    return SearchConfig(final_workers=workers)
+
+
 def _session(full: Experiment, workers: int | None, ray_address: str | None) -> AbstractContextManager[Session | Here]:
     if _here(workers, ray_address):
         return nullcontext(Here())
-    return Session(replace(full.search, final_workers=workers, workers_per_trial=1), ray_address)
+    return Session(_search(full, workers), ray_address)
 
 
 def _train(

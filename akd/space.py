@@ -12,6 +12,7 @@ others, so the space is define-by-run and its order is resolved here.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -264,6 +265,28 @@ def _check_values(space: Space, experiment: Experiment) -> None:
                 raise _error(str(plain), p.key, experiment) from None
     if together:
         raise together
+    _check_parts(space, experiment)
+
+
+def _check_parts(space: Space, experiment: Experiment) -> None:
+    """Parts of a batch and a method that compares its images may each be right and yet not go together."""
+    parts = next((p for p in space.parameters if p.key == "train.micro_batch"), None)
+    if parts is None:
+        return
+    for p in (p for p in space.parameters if p.key.startswith("method.")):
+        for value, most in itertools.product(p.extremes(), parts.extremes()):
+            context: dict[str, Any] = {}
+            _meet(p, space, context)
+            _meet(parts, space, context)
+            values = {**context, p.key: value, parts.key: most}
+            if not (p.exists(values) and parts.exists(values)):
+                continue
+            try:
+                experiment.with_values(values)
+            except ExperimentError as error:
+                if error.key == parts.key:
+                    problem = f"{most!r} {error.problem}, when {p.key} is {value!r}; a 'when' can keep them apart"
+                    raise _error(problem, parts.key, experiment) from None
 
 
 def _blamed(key: str | None, tried: str, context: Mapping[str, Any]) -> str | None:

@@ -157,14 +157,24 @@ class Stepper:
         return Part(batch, loss.detach(), detached, logits.detach() if logits is not None else None)
 
     def _parts(self, images: Tensor, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
-        share, most = len(batch.index) // batch.views, self.micro_batch
-        if most is None or share <= most:
+        share, parts = len(batch.index) // batch.views, self._count(batch)
+        if parts == 1:
             yield images, batch
             return
-        for low in range(0, share, most):
-            high = min(low + most, share)
+        for low, high in ((share * i // parts, share * (i + 1) // parts) for i in range(parts)):
 
             def rows(tensor: Tensor, low: int = low, high: int = high) -> Tensor:
                 return torch.cat([view[low:high] for view in tensor.chunk(batch.views)])
 
             yield rows(images), batch.each_column(rows)._replace(offset=batch.offset + low)
+
+    def _count(self, batch: Batch) -> int:
+        """Of how many parts a share is made: as many on every worker, which meet in batch normalisation.
+
+        Parts differ by one image at most. Where each image is a part and shares differ, larger ones have a part of two.
+        """
+        if self.micro_batch is None:
+            return 1
+        total = batch.total or len(batch.index) // batch.views
+        smallest, largest = total // self.world.size, -(-total // self.world.size)
+        return min(-(-largest // self.micro_batch), smallest)

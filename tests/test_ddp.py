@@ -44,7 +44,7 @@ def train(world: World, method: Any, settings: dict[str, Any], start: Path | Non
     given = experiment(method, **settings)
     teacher = seeded_model("wrn_16_1", 10, seed=77, in_channels=1)
     teacher = teacher.double() if given.train.precision == "float64" else teacher
-    source = LiveTeacher(teacher) if given.needs_teacher else None
+    source = LiveTeacher(teacher, given.method.needs) if given.needs_teacher else None
     kept: dict[str, Tensor] = {}
 
     def keep(record: Any) -> None:
@@ -55,6 +55,14 @@ def train(world: World, method: Any, settings: dict[str, Any], start: Path | Non
     result = fit(given, images(), source, start=start, report=keep, world=world)
     weights = {k: v.clone() for k, v in result.student.state_dict().items()}
     return result.history, weights | kept
+
+
+REVIEW = {"host": {"name": "reviewkd", "ramp_epochs": 2}}
+RELATIONS = {"host": {"name": "sp", "weight": 100.0}, "extra": {"crd": {"form": "batch", "width": 16}, "fitnet": {}}}
+MGD = {
+    "host": {"name": "kd", "weight": 2.0},
+    "views": {"name": "mgd", "width_low": 8, "width_high": 16, "head_warmup_epochs": 1},
+}
 
 
 def furthest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -79,15 +87,75 @@ def test_twenty_steps_on_two_and_three_workers_equal_one_in_float64(name: str, t
     history, weights = train(ALONE, method, settings)
     for size in (2, 3):
         results = together(size, tmp_path / str(size), train, method, settings)
-        for theirs, their_weights in results:
-            assert furthest(weights, their_weights) < 1e-9
-            for mine, other in zip(history, theirs, strict=True):
-                assert mine.keys() == other.keys()
-                for key in mine.keys() - {k for k in mine if k.startswith("time/")}:
-                    assert other[key] == pytest.approx(mine[key], rel=1e-8, abs=1e-9), key
-        # What is told is told alike by all: decisions hang on it.
-        assert all(metrics_equal(a, b) for a, b in zip(results[0][0], results[1][0], strict=True))
-        assert all(furthest(results[0][1], other) == 0 for _, other in results[1:])
+        same((history, weights), results)
+
+
+def same(one: Any, others: list[Any]) -> None:
+    """Metrics and weights of a run alone and of the same run on workers."""
+    for history, weights in others:
+        assert furthest(one[1], weights) < 1e-9
+        for mine, other in zip(one[0], history, strict=True):
+            assert mine.keys() == other.keys()
+            for key in mine.keys() - {k for k in mine if k.startswith("time/")}:
+                assert other[key] == pytest.approx(mine[key], rel=1e-8, abs=1e-9), key
+    # What is told is told alike by all: decisions hang on it.
+    assert all(metrics_equal(a, b) for a, b in zip(others[0][0], others[1][0], strict=True))
+    assert all(furthest(others[0][1], other) == 0 for _, other in others[1:])
+
+
+#: Of methods like these: means over samples behind batch normalisation of their own, relations beside them, branches.
+KINDS: dict[str, Any] = {"reviewkd": REVIEW, "sp, crd and fitnet": RELATIONS, "mgd": MGD}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_steps_of_methods_with_modules_of_their_own_on_two_workers_equal_one_in_float64(
+    name: str, tmp_path: Path
+) -> None:
+    settings = {"epochs": 2, "batch_size": 129}  # four steps; shares of 64 and 65
+    same(train(ALONE, KINDS[name], settings), together(2, tmp_path, train, KINDS[name], settings))
+
+
+def test_a_method_that_is_not_relational_sees_its_share() -> None:
+    assert not experiment(REVIEW).method.relational
+    assert not experiment(MGD).method.relational
+    assert experiment(RELATIONS).method.relational
+
+
+def branches(world: World) -> tuple[list[dict[str, Tensor]], bool]:
+    """MGD's branches after each student epoch, and whether the optimizer met a gradient of theirs in these epochs."""
+    seen: list[dict[str, Tensor]] = []
+    gradients: list[bool] = []
+    given = experiment(MGD, epochs=2, batch_size=129, weight_decay=0.1, precision="float32")
+    source = LiveTeacher(seeded_model("wrn_16_1", 10, seed=77, in_channels=1), given.method.needs)
+
+    def own(record: Any) -> dict[str, Tensor]:
+        views = record.state.method.views
+        return {k: v.clone() for k, v in views.state_dict().items() if k.split(".")[0] in ("encoder", "decoder")}
+
+    def heads(record: Any) -> None:
+        seen.append(own(record))
+        views = record.state.method.views
+        rest = {id(p) for part in (views.encoder, views.decoder) for p in part.parameters()}
+        step = record.state.optimizer.step
+
+        def watched() -> None:
+            gradients.extend(p.grad is not None for p in record.state.parameters if id(p) in rest)
+            step()
+
+        record.state.optimizer.step = watched
+
+    fit(given, images(), source, report=lambda r: seen.append(own(r)), report_heads=heads, world=world)
+    assert len(gradients) > 0
+    return seen, any(gradients)
+
+
+def test_resting_branches_keep_their_bits_on_two_workers(tmp_path: Path) -> None:
+    """A gradient of 0 would not do: weight decay and momentum would move them."""
+    for seen, touched in (branches(ALONE), *together(2, tmp_path, branches)):
+        assert len(seen) == 3  # after the head epoch and two of the student
+        assert not touched
+        for later in seen[1:]:
+            assert furthest(seen[0], later) == 0
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -302,6 +370,17 @@ def test_parts_of_a_batch_add_up_to_it(micro_batch: int, views: int) -> None:
     assert torch.allclose(grad, whole, rtol=1e-5, atol=1e-7)
     assert again == pytest.approx(loss, rel=1e-6)
     assert torch.equal(state, their_state)  # the next step draws the same numbers
+
+
+def uneven_parts(world: Group) -> list[float]:
+    """32 and 33 images in parts of at most 32: as many parts on each worker, or batch statistics would wait forever."""
+    result, _ = train(world, "none", {"epochs": 1, "batch_size": 65, "micro_batch": 32, "precision": "float32"})
+    return [result[0]["train/loss"]]
+
+
+def test_workers_with_uneven_shares_have_as_many_parts(tmp_path: Path) -> None:
+    one, two = together(2, tmp_path, uneven_parts)
+    assert one == two
 
 
 def in_parts(world: Group) -> Tensor:

@@ -330,8 +330,8 @@ def test_colour_for_a_network_of_grey_images(colour: str, weights: Path, capsys:
             ["--model", "S", "--image-size", "32"],
             "--image-size: data.image_size = 32: has no effect while name is 'digits'",
         ),
-        (["--model", "BAD"], "--model = 'bad': config.json is damaged"),
-        (["--model", "EMPTY"], "--model = 'empty': cannot be read"),
+        (["--model", "BAD"], "--model = 'bad': bad/config.json: cannot be read: it is damaged"),
+        (["--model", "EMPTY"], "--model = 'empty': empty/student.safetensors: is damaged"),
         (["--model", "OTHER"], "--model = 'other': is made for 7 classes and 1 channels of 8x8, digits has 10"),
     ],
 )

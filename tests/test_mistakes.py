@@ -6,6 +6,7 @@ same. The shorter table of what flags refuse is in ``test_cli.py``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
@@ -156,6 +157,38 @@ NUMBERS |= {
         MOMENTUM, "train.batch_size: {choices: [16, 256]}", ["s.yaml:7", "train.batch_size = 256", "at most 180"]
     ),
     "subset": flags("--data.subset", "2000", says=["--data.subset: data.subset = 2000", "at most 1437"]),
+    "parts of a batch": flags(
+        "--train.micro_batch=8", "--method=sp", says=["--train.micro_batch: train.micro_batch = 8", "with sp, which"]
+    ),
+    "parts of a batch, extra host": flags(
+        "--train.micro_batch=8", "--method.extra=[rkd]", says=["train.micro_batch = 8", "kd + rkd, which compares"]
+    ),
+    "parts of a batch, normalised": flags(
+        "--train.micro_batch=8", "--method.normalise=true", says=["train.micro_batch = 8", "kd, normalised, which"]
+    ),
+    "parts of a batch in the space": text(
+        MOMENTUM,
+        "train.micro_batch: {choices: [null, 8]}\nmethod: {host: sp}",
+        ["s.yaml:7", "space.train.micro_batch", "8 cannot be combined with sp"],
+    ),
+    "a method of the space and parts": text(
+        MOMENTUM,
+        "method.host.name: {choices: [kd, sp]}\n  train.micro_batch: {choices: [null, 8]}",
+        ["s.yaml:8", "8 cannot be combined with sp", "when method.host.name is 'sp'; a 'when' can keep them apart"],
+    ),
+    "a stage too far": flags(
+        "--method.host=fitnet", "--method.host.stages=[7]", says=["--method.host.stages", "no stage 7", "maps 0 to 3"]
+    ),
+    "a stage too far of an extra host": flags(
+        "--method.extra.amd.stages=[-5]", says=["--method.extra.amd.stages", "no stage -5", "maps 0 to 3"]
+    ),
+    "a stage twice": flags("--method.host=sp", "--method.host.stages=[3, -1]", says=["method.host.stages", "twice"]),
+    "no stages": flags(
+        "--method.host=vid", "--method.host.stages=[]", says=["method.host.stages", "at least one stage"]
+    ),
+    "no temperatures": flags(
+        "--method.host=mlkd", "--method.host.temperatures=[]", says=["host.temperatures", "or more"]
+    ),
     "no validation": flags("--data.validation", "0.001", says=["--data.validation: data.validation", "need some"]),
 }
 
@@ -421,6 +454,32 @@ MACHINES = {
         "--concurrent", "1000", says=["--concurrent: search.concurrent = 1000", "fit at a time"]
     ),
     "too many, dry run": flags("--concurrent=1000", "--dry-run", says=["fit at a time"], library=False),
+    "workers": flags(
+        "--workers-per-trial=100",
+        "--train.batch_size=128",
+        says=["--workers-per-trial: search.workers_per_trial = 100", "must be at most 16 here"],
+    ),
+    "workers of a small batch": flags(
+        "--workers-per-trial=3", "--train.batch_size=2", says=["train.batch_size = 2", "at least 3, one image for each"]
+    ),
+    "workers of a small batch of the space": flags(
+        "--workers-per-trial=12",
+        "--space.train.batch_size={choices: [8, 16]}",
+        says=["space.train.batch_size = 8", "at least 12, one image for each worker"],
+        library=False,
+    ),
+    "final workers": flags(
+        "--final-workers", "100", says=["--final-workers: search.final_workers = 100", "must be at most"]
+    ),
+    "GPUs that do not divide": flags(
+        "--workers-per-trial=2",
+        "--gpus-per-trial=3",
+        says=["--gpus-per-trial: search.gpus_per_trial = 3", "a whole number for each of 2 workers"],
+    ),
+    "half a GPU a worker": flags(
+        "--workers-per-trial=2", "--gpus-per-trial=1", says=["search.gpus_per_trial = 1", "each of 2 workers"]
+    ),
+    "no workers": flags("--workers-per-trial", "0", says=["search.workers_per_trial = 0", "a whole number >= 1"]),
     "more CPUs than there are": flags("--cpus-per-trial", "1000", says=["--cpus-per-trial", "1000", "fits on no node"]),
     "more GPUs than there are": flags("--gpus-per-trial", "1000", says=["--gpus-per-trial", "1000", "fits on no node"]),
     "no Ray there": flags("--ray-address", "127.0.0.1:1", says=["ray-address", "127.0.0.1:1", "no Ray answers"]),
@@ -518,7 +577,7 @@ VERBS = {
         "--model=resnet8", "--weights=gone", says=["--weights = 'gone'", "no such file"]
     ),
     "evaluate a folder": measured("--model", ".", says=["'.'", "config.json"]),
-    "evaluate a long name": measured("--model", "x" * 300, says=["File name too long"]),
+    "evaluate a long name": measured("--model", "x" * 300, says=["(302 characters)", "no such model"]),
     "evaluate a damaged config": measured("--model", "given", says=["config.json", "damaged"], setup=handed("{")),
     "evaluate an empty config": measured("--model", "given", says=["config.json", "lacks"], setup=handed("{}")),
     "evaluate no student": measured(
@@ -535,7 +594,9 @@ VERBS = {
     "evaluate with odd numbers": measured("--model=resnet8", "--mean=a", "--std=1", says=["--mean = 'a'", "numbers"]),
     "evaluate with no std": measured("--model=resnet8", "--mean=0.5", says=["--std", "1 values"]),
     "evaluate with std 0": measured("--model=resnet8", "--mean=0.5", "--std=0", says=["--std = [0.0]", "above 0"]),
-    "evaluate with nan": measured("--model=resnet8", "--mean=nan", "--std=1", says=["--mean = [nan]", "finite"]),
+    "evaluate with nan": measured(
+        "--model=resnet8", "--mean=nan", "--std=1", says=["--mean = 'nan'", "must be numbers"]
+    ),
     "prepare nothing known": other("data", "prepare", "cifar1000", says=["'cifar1000'", "cifar100"]),
     "prepare what needs nothing": other("data", "prepare", "digits", says=["'digits'", "needs no files"]),
     "prepare no folder": other("data", "prepare", "imagefolder", "--data-dir=gone", says=["data.dir", "gone"]),
@@ -545,7 +606,8 @@ VERBS = {
         "data", "prepare", "cifar100", "--data-dir=c", says=["checksums differ"], setup=cifar(train=b"x")
     ),
     "list nothing known": other("list", "modles", says=["'modles'", "did you mean 'models'"]),
-    "list more": other("list", "models", "x", says=["x", "unknown argument"]),
+    "list more": other("list", "models", "x", says=["x", "one argument too many"]),
+    "list still more": other("list", "methods", "kd", "x", says=["x", "unknown argument"]),
     "ui before a study": other("ui", says=["holds no runs yet", "start a search first"]),
     "ui of no study": other("ui", "ine", says=["'ine'", "did you mean 'one'"], setup=busy),
     "ui of an odd port": other("ui", "--port", "99999", says=["port = 99999", "65535"]),
@@ -555,8 +617,53 @@ VERBS = {
     "no verb": other("--x", says=["--x", "unknown argument"]),
 }
 
-TABLES = [NAMES, NUMBERS, SPACES, FILES, WEIGHTS, DATA, PLACES, MACHINES, RESUMED, VERBS]
-TITLES = ["names", "numbers", "space", "file", "weights", "data", "places", "machines", "resume", "verbs"]
+
+def alone(folder: Path) -> None:
+    """A single run that was begun and interrupted at once."""
+    akd.distil("s.yaml", name="alone")
+
+
+SINGLE = {
+    "nothing to train": other("train", says=["name an experiment", "quickstart", "--data"]),
+    "no teacher to train": other("teacher", says=["name an experiment", "quickstart", "--teacher"]),
+    "unknown key": other("train", "s.yaml", "--train.lrr", "1", says=["--train.lrr", "did you mean 'lr'"]),
+    "unknown key of a teacher": other("teacher", "s.yaml", "--teacher.nam", "x", says=["did you mean 'name'"]),
+    "flag of a search": other("train", "s.yaml", "--trials", "3", says=["--trials", "unknown argument"]),
+    "stage": other("train", "s.yaml", "--method=at", "--method.host.stages=[9]", says=["stages = [9]", "no stage 9"]),
+    "parts": other("train", "s.yaml", "--method=pkt", "--train.micro_batch=4", says=["micro_batch = 4", "with pkt"]),
+    **{
+        f"{verb} workers {value}": other(verb, "s.yaml", f"--workers={value}", says=["--workers = ", "a whole number"])
+        for verb in ("train", "teacher")
+        for value in ("0", "-1", "x", "1.5", "true")
+    },
+    "too many workers": other("train", "s.yaml", "--workers", "100", says=["workers = 100", "must be at most"]),
+    "too many workers of a teacher": other("teacher", "s.yaml", "--workers", "100", says=["workers = 100", "at most"]),
+    "more workers than images": other(
+        "train", "s.yaml", "--workers=2", "--train.batch_size=1", says=["workers = 2", "at most 1", "each batch"]
+    ),
+    "no Ray there": other(
+        "train", "s.yaml", "--ray-address", "127.0.0.1:1", says=["ray-address", "127.0.0.1:1", "no Ray answers"]
+    ),
+    "name that exists": other("train", "s.yaml", "--name", "mine", says=["'mine'", "exists already"], setup=taken),
+    "output of a teacher": other(
+        "teacher", "s.yaml", "--output=file/x", says=["output", "cannot be"], setup=lambda f: put(f, "file", "x")
+    ),
+    "no tracker there": other("train", "s.yaml", "--tracking-uri", FREE, says=["does not answer"]),
+    "go on with nothing": other("train", "--resume", "one", says=["'one'"]),
+    "go on with a study": other(
+        "train", "--resume", "one", says=["resume = 'one'", "is a study", "akd search --resume one"], setup=started
+    ),
+    "go on with a single run as a study": other(
+        "search", "--resume", "alone", says=["resume = 'alone'", "akd train --resume alone"], setup=alone
+    ),
+    "go on with more": other(
+        "train", "--resume", "alone", "--epochs=5", says=["--epochs", "nothing else"], setup=alone
+    ),
+    "go on with an experiment": other("train", "s.yaml", "--resume", "alone", says=["nothing else"], setup=alone),
+}
+
+TABLES = [NAMES, NUMBERS, SPACES, FILES, WEIGHTS, DATA, PLACES, MACHINES, RESUMED, VERBS, SINGLE]
+TITLES = ["names", "numbers", "space", "file", "weights", "data", "places", "machines", "resume", "verbs", "single"]
 ROWS = {f"{title}: {name}": row for title, rows in zip(TITLES, TABLES, strict=True) for name, row in rows.items()}
 
 
@@ -571,6 +678,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("AKD_DATA_DIR", str(here / "no-data"))
     monkeypatch.setenv("AKD_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("akd.study._Study.run", lambda self: None)
+    monkeypatch.setattr("akd.single._train", lambda *a: None)
+    monkeypatch.setattr("akd.single._session", lambda *a: contextlib.nullcontext())
+    monkeypatch.setattr("akd.single.provide", lambda *a: None)
+    # The machine of every row: two workers fit, and more than a batch has images do.
+    monkeypatch.setattr("akd.cluster.machine", lambda: {"CPU": 16.0, "GPU": 0.0})
     sys.modules.pop("own_code", None)
     yield here
     sys.modules.pop("own_code", None)
@@ -768,6 +880,13 @@ class TestDistil:
     def test_output_that_cannot_be_written(self, folder: Path) -> None:
         with pytest.raises(ExperimentError, match="cannot be written"):
             akd.distil({"method": "none"}, output="s.yaml")
+
+    @pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2"])
+    def test_workers_that_are_no_number_of_workers(self, workers: Any, folder: Path) -> None:
+        before = state(folder)
+        with pytest.raises(ExperimentError, match=r"^workers = .*: must be a whole number of at least 1$"):
+            akd.distil("s.yaml", workers=workers)
+        assert state(folder) == before
 
     @pytest.mark.parametrize("thing", [None, 3, ["s.yaml"]])
     def test_what_is_no_experiment(self, thing: Any) -> None:

@@ -200,6 +200,13 @@ class MethodConfig:
         return title(self.host_name, self.views_name, self.extra, normalise=self.normalise, augment=self.augment_name)
 
     @property
+    def relational(self) -> bool:
+        """True if a part of the method compares the images of a batch with each other; see :class:`Method`."""
+        parts = [hosts.get(str(config.name)) for config in (self.host, *self.extra.values())]
+        parts += [views.get(self.views_name)] if self.views_name else []
+        return self.normalise or any(getattr(part, "relational", False) for part in parts)
+
+    @property
     def needs(self) -> frozenset[str]:
         """What the teacher has to give; empty without a teacher."""
         parts = [needs_of(hosts, config) for config in (self.host, *self.extra.values())]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from akd.data.batch import Batch
+from akd.errors import ExperimentError
 from akd.methods.base import Method, MethodConfig, Shapes, TeacherViews, hosts, views
 from akd.methods.extra import WithExtra
 from akd.methods.normalise import Normalised
@@ -77,7 +78,11 @@ def create_method(config: MethodConfig, shapes: Shapes, *, label_smoothing: floa
 
 def _extra(name: str, config: Any, shapes: Shapes, seed: int) -> Method:
     torch.manual_seed(derive(f"extra/{name}", seed))  # whatever the host has drawn
-    built: Method = hosts.get(name)(config, shapes=shapes, label_smoothing=0.0)
+    try:
+        built: Method = hosts.get(name)(config, shapes=shapes, label_smoothing=0.0)
+    except ExperimentError as error:  # a host knows its settings as the first one's
+        key, value = (error.key or "").replace("method.host.", f"method.extra.{name}."), error.value
+        raise ExperimentError(error.problem, key=key or None, value=value, where=error.where) from None
     return built
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from akd.data.batch import Batch
@@ -86,12 +86,18 @@ def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def needs_batch(count: int, least: int, method: str) -> None:
+def needs_batch(count: int, least: int, method: str, over: nn.Module | None = None) -> None:
     """Refuse batches in which a method has nothing to compare, or nothing to normalise over.
+
+    Args:
+        over: a method's part whose batch normalisation is the reason. Where it is taken over several workers, one
+            worker's share may be smaller.
 
     Raises:
         ExperimentError: fewer than ``least`` images.
     """
+    if over is not None and not any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in over.modules()):
+        return
     if count < least:
         problem = f"must be at least {least} for {method}, which looks at the images of a batch together"
         raise ExperimentError(problem, key="train.batch_size", value=count)

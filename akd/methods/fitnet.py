@@ -7,7 +7,7 @@ theirs. Maps of different sizes are pooled to the smaller before it (the paper c
 the literature's runs there is one stage of training, with the hard labels beside the hint, and one hint: the map after
 the second stage of three.
 
-The regressors normalise over the batch, so several workers look at the global one.
+The term is a plain mean; the regressors' batch statistics are taken over all workers as the student's are.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def fitnet_loss(student_map: Tensor, teacher_map: Tensor, regressor: nn.Module) 
         ExperimentError: one value for each channel, over which nothing can be normalised.
     """
     student_map, teacher_map = same_size(student_map, teacher_map)
-    needs_batch(student_map[:, 0].numel(), 2, "fitnet on maps of one pixel")
+    needs_batch(student_map[:, 0].numel(), 2, "fitnet on maps of one pixel", over=regressor)
     with wide(regressor(student_map), teacher_map) as (student, teacher):
         return F.mse_loss(student, teacher)
 
@@ -56,8 +56,6 @@ class FitNetConfig:
 @hosts.register("fitnet", config=FitNetConfig, paper="arXiv:1412.6550", summary="regress the teacher's maps")
 class FitNet(FeatureHost):
     """Hard labels plus hints."""
-
-    relational = True  # batch normalisation
 
     def __init__(self, config: FitNetConfig, *, shapes: Shapes, label_smoothing: float = 0.0):
         super().__init__(config, shapes=shapes, label_smoothing=label_smoothing)

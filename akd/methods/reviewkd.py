@@ -13,8 +13,8 @@ compared with the teacher's map before its ReLU (hierarchical context loss): mea
 maps as they are and pooled to 4x4, 2x2 and 1x1 as far as these are smaller, with weights 1, 1/2, 1/4 and 1/8 over
 their sum; summed over levels. x is the student's map after its ReLU. The term grows linearly over ``ramp_epochs``.
 
-The published weight differs from pair to pair: 5 for ResNet-32x4 to 8x4, up to 30 for MobileNetV2. The fusion
-normalises over the batch, so several workers look at the global one.
+The published weight differs from pair to pair: 5 for ResNet-32x4 to 8x4, up to 30 for MobileNetV2. The term is a
+plain mean; the fusion's batch statistics are taken over all workers as the student's are.
 """
 
 from __future__ import annotations
@@ -101,8 +101,6 @@ class ReviewKDConfig:
 class ReviewKD(FeatureHost):
     """Hard labels plus the review of several levels."""
 
-    relational = True  # batch normalisation
-
     def __init__(self, config: ReviewKDConfig, *, shapes: Shapes, label_smoothing: float = 0.0):
         super().__init__(config, shapes=shapes, label_smoothing=label_smoothing)
         widths = dict(zip(config.stages, channels(config.stages, shapes), strict=True))
@@ -118,7 +116,7 @@ class ReviewKD(FeatureHost):
         return needs_of_stages("maps_preact" if config.preact else "maps", config.stages) | {"embedding"}
 
     def compare(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        needs_batch(len(student.embedding), 2, "reviewkd")
+        needs_batch(len(student.embedding), 2, "reviewkd", over=self.fusions)
         maps = teacher.maps_preact if self.config.preact else teacher.maps
         if maps is None:
             raise ValueError("reviewkd was not given the teacher's maps before their ReLU")

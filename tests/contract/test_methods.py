@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -296,10 +296,18 @@ class TestMethod:
             total(method, method(student, teacher, batch)).backward()
 
     def test_one_piece_or_two_unequal_parts(self, spec: Spec) -> None:
-        """Workers with unequal shares agree with one worker: mean weighted by samples, or gathered first."""
-        method = build(spec).double()
+        """Workers with unequal shares agree with one worker: mean weighted by samples, or gathered first.
+
+        Statistics of batch normalisation are taken over all workers, which needs workers (tests/test_ddp.py): here
+        they are given.
+        """
+        method, alone = build(spec).double(), build(spec).double()  # a method may remember what it has seen
+        if not method.relational:
+            for module in (*method.modules(), *alone.modules()):
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         outputs = self.pair(spec, torch.float64)
-        whole = build(spec).double()(*outputs, make_batch())  # a method may remember what it has seen
+        whole = alone(*outputs, make_batch())
         parts = [slice(0, 5), slice(5, B)]
         pieces = [tuple(map_output(o, lambda t, rows=rows: t[rows]) for o in outputs) for rows in parts]
         if method.relational:
