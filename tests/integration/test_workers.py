@@ -283,3 +283,34 @@ def test_searches_killed_and_resumed_equal_the_undisturbed_one(study: Path, tmp_
     assert code == 0, output
     identical(tmp_path / "runs" / "s", study)
     agree(tmp_path / "runs" / "s")
+
+
+HEAD = """\
+import time
+from ray.cluster_utils import Cluster
+
+print(Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": True}).address, flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_two_trials_of_two_workers_at_once_on_a_ray_that_was_there(tmp_path: Path) -> None:
+    """The processes that steer them take no CPU from the workers: nothing waits for ever."""
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_USAGE_STATS_ENABLED": "0"}
+    head = subprocess.Popen(
+        [sys.executable, "-c", HEAD], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert head.stdout is not None
+        address = head.stdout.readline().strip()
+        arguments = ["search", "small.yaml", "--name", "s", "--workers-per-trial", "2", "--final-workers", "2"]
+        arguments += ["--champion-seeds", "1", "--ray-address", address]
+        code, output = program.run(arguments, tmp_path, timeout=600)
+        assert code == 0, output
+        assert "2 trials at a time, 2 CPU and 0 GPU each, on 2 workers" in output
+        agree(tmp_path / "runs" / "s")
+        assert head.poll() is None  # it was not akd's to end
+    finally:
+        program.kill_group(head)
