@@ -5,6 +5,7 @@ The process group is made by whoever starts the workers. Everything here is a co
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -142,12 +143,19 @@ class Group(World):
         told = self.sum(torch.tensor(mine, dtype=torch.float64, device=self.device))
         return tuple(int(v) for v in told.tolist())
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        # Buffers are equal on all workers already. Methods may leave parameters out of a step (head epochs leave out
-        # the whole student), which must then keep no gradient at all, or weight decay would move them.
-        return DistributedDataParallel(
-            module, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-        )
+    def wrap(self, module: nn.Module, *, in_parts: bool = False) -> nn.Module:
+        # Buffers are equal on all workers already. Methods may leave parameters out of a stage (head epochs leave out
+        # the whole student), which must then keep no gradient at all, or weight decay would move them: a static graph
+        # finds them in its first step, and asks nobody in the others. It cannot begin with a part of a step.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the name of an argument changes with torch 2.15
+            return DistributedDataParallel(
+                module,
+                broadcast_buffers=False,
+                static_graph=not in_parts,
+                find_unused_parameters=in_parts,
+                gradient_as_bucket_view=True,
+            )
 
     def local(self, module: nn.Module) -> AbstractContextManager[None]:
         assert isinstance(module, DistributedDataParallel)

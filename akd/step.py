@@ -123,7 +123,8 @@ class Stepper:
         micro_batch: int | None = None,
     ):
         self.method, self.source, self.world, self.amp, self.micro_batch = method, source, world, amp, micro_batch
-        self.pair = world.wrap(_Pair(student, method, world))
+        self.pair = _Pair(student, method, world)
+        self._wrapped: dict[bool, nn.Module] = {}
         self.weights = method.weights()
 
     def gradients(self, images: Tensor, batch: Batch, heads: bool = False) -> Iterator[Part]:
@@ -133,21 +134,24 @@ class Stepper:
             images: this worker's share of a global batch, [rows, C, H, W].
             heads: a step of a head epoch: the method's parameters alone, no student.
         """
+        if heads not in self._wrapped:  # each stage uses other parameters, and the same ones in all its steps
+            self._wrapped = {heads: self.world.wrap(self.pair, in_parts=self.micro_batch is not None)}
+        pair = self._wrapped[heads]
         parts = list(self._parts(images, batch))
         state = batch.generator.get_state() if len(parts) > 1 else None
         for i, (some, rows) in enumerate(parts):
             if state is not None:  # every part draws the whole batch's random numbers and takes its own
                 batch.generator.set_state(state)
             if i + 1 < len(parts):
-                with self.world.local(self.pair):
-                    yield self._backward(some, rows, heads)
+                with self.world.local(pair):
+                    yield self._backward(pair, some, rows, heads)
             else:
-                yield self._backward(some, rows, heads)
+                yield self._backward(pair, some, rows, heads)
 
-    def _backward(self, images: Tensor, batch: Batch, heads: bool) -> Part:
+    def _backward(self, pair: nn.Module, images: Tensor, batch: Batch, heads: bool) -> Part:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
             teacher = self.source(images, batch) if self.source is not None else None
-            terms, logits = self.pair(None if heads else images, teacher, batch)
+            terms, logits = pair(None if heads else images, teacher, batch)
         loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         scale = 1.0
         if not self.method.relational:

@@ -44,8 +44,14 @@ class World:
         """What worker 0 has."""
         return values
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """A module whose gradients become the workers' mean in the backward pass; same parameters."""
+    def wrap(self, module: nn.Module, *, in_parts: bool = False) -> nn.Module:
+        """A module whose gradients become the workers' mean in the backward pass; same parameters.
+
+        Every step must use the same of them; those it leaves out keep no gradient.
+
+        Args:
+            in_parts: :meth:`local` will be used.
+        """
         return module
 
     def local(self, module: nn.Module) -> AbstractContextManager[None]:
