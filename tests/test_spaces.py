@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import optuna
 import pytest
@@ -17,7 +18,7 @@ from akd.fit import fit
 from akd.methods import Shapes, create_method, hosts, views
 from akd.methods.base import needs_of
 from akd.models import Output, seeded_model
-from akd.space import Parameter, parse
+from akd.space import Parameter, Space, parse
 from akd.teacher import LiveTeacher
 
 B, C, PROPOSALS = 16, 10, 60
@@ -118,6 +119,18 @@ def test_views_are_searched_over_every_host_that_takes_them() -> None:
     for host in set(hosts.names()) - {"none"}:
         takes = bool(needs_of(hosts, hosts.info(host)["config"]()) & {"logits", "embedding"})
         assert (host in over) == takes, host
+
+
+def test_every_host_takes_a_step_with_every_kind_of_views_and_without() -> None:
+    """Sixty random proposals do not reach every pair."""
+    experiment = load(spaces.find("all_methods"), {"data": "digits"})
+    space = parse(experiment)
+    by_key = choices_of("all_methods")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
+    for host, kind in product(by_key["method.host.name"].choices, by_key["method.views.name"].choices):
+        told = {"method.host.name": host, "method.views.name": kind}
+        pair = [replace(p, kind="fixed", choices=(told[p.key],)) if p.key in told else p for p in space.parameters]
+        take_step(experiment.with_values(Space(tuple(pair))(study.ask())))
 
 
 def choices_of(name: str) -> dict[str, Parameter]:

@@ -1,6 +1,6 @@
 """Does every method work once it is tuned? Validation accuracy on digits, all at equal budget.
 
-    .venv/bin/python tests/benchmarks/method_accuracy.py [--trials 20] [--epochs 12] [--seeds 3] [--processes 2]
+    .venv/bin/python tests/benchmarks/method_accuracy.py [--trials 20] [--epochs 16] [--seeds 3] [--processes 2]
                                                          [--methods NAME ...]
 
 A row for the student alone, for every host over the plain teacher, and for every kind of views and every augmentation
@@ -62,7 +62,7 @@ COMMON: dict[str, Any] = {
     "train.ema": 0.0,
     "train.threads": 1,
 }
-#: Higher than in the shipped spaces: a run has some fifty steps.
+#: Higher than in the shipped spaces: a run has 64 steps.
 LR = {"type": "float", "low": 0.02, "high": 0.5, "log": True}
 #: Hosts that divide what is summed over a map's positions by their number; digits' maps have 8x8 positions for 32x32.
 PER_POSITION, POSITIONS = ("amd", "at"), 8 * 8 / (32 * 32)
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str]) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3, help="runs of the best configuration")
     parser.add_argument("--teacher-epochs", type=int, default=30)
     parser.add_argument("--processes", type=int, default=2, help="methods at a time, one thread each")

@@ -42,15 +42,19 @@ def search(name: str, folder: Path, title: str) -> None:
     result = program.read(study / "result.json")
     assert result["trials"].get("COMPLETE", 0) >= 1
     assert sum(result["trials"].values()) == 2
-    assert "FAILED" not in result["trials"]
+    for path in study.glob("trials/*"):
+        run = run_folder.Run.read(path)
+        assert run is not None
+        # Ranges reach weights that are too much for some learning rates; nothing else may go wrong.
+        assert run.state != run_folder.FAILED or str(run.reason).startswith("diverged"), run.reason
     assert result["best_trial"]["epochs_run"] == 2
     students = [*study.glob("trials/*/student/student.safetensors"), study / "champion" / "student.safetensors"]
     assert len(students) >= 2
     for path in students:
         assert all(t.isfinite().all() for t in load_file(path).values()), path
-    for run in [*study.glob("trials/*"), study / "finals" / "champion-seed1"]:
-        entries = run_folder.history(run)
-        assert len(entries) == 2 or run.parent.name == "trials"
+    for path in [*study.glob("trials/*"), study / "finals" / "champion-seed1"]:
+        entries = run_folder.history(path)
+        assert len(entries) == 2 or path.parent.name == "trials"
         assert all(math.isfinite(v) for e in entries for v in e.values())
 
 
