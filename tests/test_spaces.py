@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import optuna
 import pytest
@@ -12,10 +13,12 @@ from akd import spaces
 from akd.config import Experiment, load
 from akd.data import Batch, DataConfig, split
 from akd.data import load as load_data
+from akd.data.policies import augments
 from akd.fit import fit
-from akd.methods import Shapes, create_method
+from akd.methods import Shapes, create_method, hosts, views
+from akd.methods.base import needs_of
 from akd.models import Output, seeded_model
-from akd.space import parse
+from akd.space import Parameter, Space, parse
 from akd.teacher import LiveTeacher
 
 B, C, PROPOSALS = 16, 10, 60
@@ -94,3 +97,42 @@ def random_output(seed: int, dim: int) -> Output:
     before = tuple(torch.randn(B, dim // 2**k, 2**k, 2**k, generator=draw) for k in (3, 2, 1, 0))
     maps = tuple(m.relu() for m in before)
     return Output(3 * torch.randn(B, C, generator=draw), maps[-1].mean((2, 3)), maps, before)
+
+
+@pytest.mark.parametrize("name", sorted({*hosts.names(), *views.names()} - {"none"}))
+def test_every_method_has_a_space_of_its_own(name: str) -> None:
+    method = load(spaces.find(name), {}).method
+    assert (method.views_name or method.host_name) == name
+
+
+def test_spaces_of_several_methods_leave_none_out() -> None:
+    """A method that is registered later must be entered here too."""
+    everything = choices_of("all_methods")
+    assert set(everything["method.host.name"].choices) == set(hosts.names()) - {"none"}
+    assert set(everything["method.views.name"].choices) == {"none", *views.names()}
+    assert set(choices_of("augmentation")["method.augment.name"].choices) == {"none", *augments.names()}
+
+
+def test_views_are_searched_over_every_host_that_takes_them() -> None:
+    (_, over), *others = choices_of("all_methods")["method.views.name"].when
+    assert not others
+    for host in set(hosts.names()) - {"none"}:
+        takes = bool(needs_of(hosts, hosts.info(host)["config"]()) & {"logits", "embedding"})
+        assert (host in over) == takes, host
+
+
+def test_every_host_takes_a_step_with_every_kind_of_views_and_without() -> None:
+    """Sixty random proposals do not reach every pair."""
+    experiment = load(spaces.find("all_methods"), {"data": "digits"})
+    space = parse(experiment)
+    by_key = choices_of("all_methods")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
+    for host, kind in product(by_key["method.host.name"].choices, by_key["method.views.name"].choices):
+        told = {"method.host.name": host, "method.views.name": kind}
+        pair = [replace(p, kind="fixed", choices=(told[p.key],)) if p.key in told else p for p in space.parameters]
+        take_step(experiment.with_values(Space(tuple(pair))(study.ask())))
+
+
+def choices_of(name: str) -> dict[str, Parameter]:
+    """Parameters of a shipped space by key."""
+    return {p.key: p for p in parse(load(spaces.find(name), {})).parameters}
