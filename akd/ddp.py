@@ -15,7 +15,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from akd.board import WIDTH, Board, shared_board
 from akd.world import World
+
+#: Of this process's group, where all its workers are on one machine; made with the group.
+_board: Board | None = None
+
+
+def _exchanged(mine: Tensor) -> Tensor:
+    """[K] of each worker as [workers, K]."""
+    if _board is not None and len(mine) <= WIDTH and mine.dtype in (torch.float32, torch.float64):
+        return _board.exchange(mine)
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine.contiguous())
+    return torch.stack(parts)
 
 
 class _Gather(torch.autograd.Function):
@@ -28,8 +41,7 @@ class _Gather(torch.autograd.Function):
         mine = tensor.contiguous()
         if len(tensor) < max(lengths):  # all_gather wants equal shapes; shares differ by one row at most
             mine = torch.cat([mine, mine.new_zeros(max(lengths) - len(mine), *mine.shape[1:])])
-        parts = [torch.empty_like(mine) for _ in lengths]
-        dist.all_gather(parts, mine)
+        parts = list(_exchanged(mine.flatten()).view(group.size, *mine.shape))
         return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
 
     @staticmethod
@@ -43,15 +55,12 @@ class _Statistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mine: Tensor) -> Tensor:
-        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, mine.contiguous())
-        return torch.stack(parts)
+        return _exchanged(mine)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad = grads[0].contiguous()
-        dist.all_reduce(grad)
-        return grad[dist.get_rank()]
+        everybody = _exchanged(grads[0].flatten()).view(-1, *grads[0].shape)
+        return everybody[:, dist.get_rank()].sum(0)
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -124,7 +133,9 @@ class Group(World):
 
     @classmethod
     def joined(cls, device: torch.device) -> Group:
-        """Rank and size as the process group has them."""
+        """Rank and size as the process group has them; a collective."""
+        global _board
+        _board = shared_board() if device.type == "cpu" else None
         return cls(dist.get_rank(), dist.get_world_size(), device)
 
     def gather(self, tensor: Tensor, total: int) -> Tensor:
