@@ -85,7 +85,8 @@ def test_twenty_steps_on_two_and_three_workers_equal_one_in_float64(name: str, t
     method, settings = METHODS[name]
     settings = {"epochs": 5, **settings}  # 20 steps; 64 images are 21 or 22 for each of three workers
     history, weights = train(ALONE, method, settings)
-    for size in (2, 3):
+    # Three workers share unevenly: tried with plain terms, with gathered ones, and with rows that were picked.
+    for size in (2, 3) if name in ("none", "angular", "picked") else (2,):
         results = together(size, tmp_path / str(size), train, method, settings)
         same((history, weights), results)
 

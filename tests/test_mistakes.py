@@ -206,13 +206,14 @@ SPACES = {
     "value a key refuses": text("[0.8, 0.9]", "[0.8, 1.5]", ["s.yaml:7", "train.momentum", "1.5", "< 1"]),
     "type": text("type: float", "type: flaot", ["s.yaml:6", "type = 'flaot'", "int or float"]),
     "float for whole numbers": text(
-        MOMENTUM, "train.epochs: {type: float, low: 1, high: 3}", ["s.yaml:7", "train.epochs", "a whole number"]
+        MOMENTUM, "train.batch_size: {type: float, low: 1, high: 3}", ["s.yaml:7", "train.batch_size", "a whole number"]
     ),
     "nothing to choose": text("[0.8, 0.9]", "[]", ["s.yaml:7", "choices = []", "at least one value"]),
     "chosen twice": text("[0.8, 0.9]", "[0.8, 0.8]", ["s.yaml:7", "twice"]),
     "unknown key": text("train.momentum:", "train.momentun:", ["s.yaml:7", "did you mean 'momentum'"]),
     "no key": text(MOMENTUM, "train..lr: {choices: [1]}", ["s.yaml:7", "is no dotted key"]),
     "nested": text(MOMENTUM, "train: {lr: {type: int, low: 1, high: 2}}", ["s.yaml:7", "train.lr", "unknown key"]),
+    "epochs": text(MOMENTUM, "train.epochs: {type: int, low: 1, high: 3}", ["s.yaml:7", "train.epoch_factor"]),
     "same for all": text(MOMENTUM, "search.trials: {choices: [1, 2]}", ["s.yaml:7", "cannot be searched"]),
     "condition on an unknown key": text(
         "0.9]", "0.9], when: {train.schedule: [step]}", ["s.yaml:7", "depends on train.schedule"]

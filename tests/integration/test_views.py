@@ -20,7 +20,7 @@ method:
   host: {name: kd, weight: 2.0}
   views: {name: angular_kd, count: 2, head_warmup_epochs: 2, as_released: true}
 train: {epochs: 2, lr: 0.1}
-search: {trials: 2, champion_seeds: 1, scheduler: none}
+search: {trials: 2, champion_seeds: 1, scheduler: none, final_workers: 1}
 space:
   method.views.margin: {type: float, low: 0.1, high: 0.5}
 """
