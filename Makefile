@@ -21,7 +21,7 @@ ui: setup
 	$(BIN)/akd ui
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: setup-dev
 	$(BIN)/python -m pytest -m long

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import pytest
 
 for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "AKD_DATA_DIR"):
     os.environ.pop(name, None)
@@ -10,3 +13,9 @@ for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "AKD_DATA_DIR"):
 import torch  # noqa: E402 - after the environment is clean
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process is left alone with one at the end of ``pytest -n 2``."""
+    first = Path(__file__).parent / "integration"
+    items.sort(key=lambda item: first not in item.path.parents)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -41,8 +43,8 @@ def test_everybody_gets_what_everybody_put_up(tmp_path: Path) -> None:
 
 
 def without_memory(world: Group, folder: str) -> bool:
-    board._FOLDER = Path(folder) / "not there"
-    return board.shared_board() is None
+    with mock.patch.object(board, "_FOLDER", Path(folder) / "not there"):
+        return board.shared_board() is None
 
 
 def test_where_there_is_no_shared_memory_nobody_has_a_board(tmp_path: Path) -> None:
@@ -51,10 +53,9 @@ def test_where_there_is_no_shared_memory_nobody_has_a_board(tmp_path: Path) -> N
 
 def elsewhere(world: Group) -> bool:
     """Worker 1 does not see the file, as on another machine."""
-    if world.rank == 1:
-        Path.exists = lambda self: False  # type: ignore[method-assign,assignment]
-    made = board.shared_board()
-    dist.barrier()
+    with mock.patch.object(Path, "exists", return_value=False) if world.rank == 1 else nullcontext():
+        made = board.shared_board()
+        dist.barrier()
     return made is None
 
 

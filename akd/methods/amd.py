@@ -57,7 +57,7 @@ def angular_maps(feature_energy: Tensor, margin: float, scale: float) -> Tensor:
     length = torch.linalg.vector_norm(feature_energy.flatten(1), dim=1)[:, None, None]
     a = feature_energy / (length + EPSILON)
     positive, negative = scale * margin_cosine(a, margin), scale * (1 - a)
-    return torch.stack([F.logsigmoid(positive - negative), positive, negative], dim=1)
+    return torch.stack([-F.softplus(negative - positive), positive, negative], dim=1)
 
 
 def _gap(student: Tensor, teacher: Tensor) -> Tensor:

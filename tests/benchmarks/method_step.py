@@ -7,7 +7,8 @@ For each student the training loop's own epoch runs in turn with hard labels onl
 what is printed are medians of the rounds' ratios to the plain step. A host whose settings name several forms has a row
 for each, views stand over plain KD, and the last rows are compositions. Images are random, 32x32, 64 a step, 100
 classes, and count as a file of 50,000. Loss, backward pass, optimizer and metrics are in the figures; the teacher's
-forward pass is not: its outputs, stage maps before and after the ReLU among them, are made once.
+forward pass is not: its outputs, stage maps before and after the ReLU among them, are made once. A method that asks for
+attention gets it as a cache would keep it, one channel a stage.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,9 +66,13 @@ class GivenTeacher:
         live = LiveTeacher(net, frozenset({"logits", "embedding", "maps", "maps_preact:-1"}))
         self.first = live.probe(images[:1])
         self.output = live(images, None)  # type: ignore[arg-type]  # a live teacher looks at the images alone
+        maps = tuple(m.square().sum(1, keepdim=True).sqrt() for m in self.output.maps)
+        self.attention = self.output._replace(maps=maps)
 
-    def __call__(self, images: Tensor, batch: Batch) -> Any:
-        return self.output
+    def to(self, needs: frozenset[str]) -> Callable[[Tensor, Batch], Any]:
+        """What gives a method of these needs its outputs."""
+        given = self.attention if any(n.startswith("attention") for n in needs) else self.output
+        return lambda images, batch: given
 
     def probe(self, image: Tensor) -> Any:
         return self.first
@@ -121,7 +127,7 @@ def build(method: Any, student: str, source: GivenTeacher, data: TrainData, devi
     built = create_method(experiment.method, shapes).to(device)
     loader = DeviceLoader(data, batch_size=BATCH, seed=0, plan_seed=0, device=device, dtype=torch.float32, world=ALONE)
     state = TrainState(experiment.train, net, built, device)
-    given = source if experiment.method.needs else None
+    given: Any = source.to(experiment.method.needs) if experiment.method.needs else None
     return state, loader, Stepper(net, built, given, world=ALONE, amp=device.type == "cuda")
 
 
