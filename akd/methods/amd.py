@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from akd.data.batch import Batch
@@ -34,30 +35,47 @@ from akd.settings import setting
 
 #: Added to a map's length, as released, so that a dead map has no direction.
 EPSILON = 1e-6
-#: Below this 1 - a the arccosine is replaced by its series, whose error there is below 1e-15.
-NEAR = 1e-3
 
 
-def margin_cosine(cosine: Tensor, margin: float) -> Tensor:
-    """cos(margin * arccos(cosine)) of cosines in [0, 1], smooth up to 1, where arccos itself has no slope.
+class _Parts(torch.autograd.Function):
+    """G, P and N of a, with their derivative in closed form: a tenth of the step otherwise goes into small operations.
 
-    Near 1, with x = 1 - cosine: arccos^2 = 2x + x^2/3 + 4x^3/45 + x^4/35 + 16x^5/1575 + ..., and the cosine is a series
-    in that.
+    dP/da = s m sin(m angle) / sin(angle), which is s m^2 at a = 1, where arccos itself has no slope.
     """
-    near = cosine > 1 - NEAR
-    plain = (margin * torch.where(near, 0.5, cosine).acos()).cos()
-    x = torch.where(near, 1 - cosine, 0.0)
-    square = margin**2 * x * (2 + x * (1 / 3 + x * (4 / 45 + x * (1 / 35 + x * 16 / 1575))))
-    series = 1 - square / 2 * (1 - square / 12 * (1 - square / 30 * (1 - square / 56 * (1 - square / 90))))
-    return torch.where(near, series, plain)
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, margin: float, scale: float) -> Tensor:
+        angle = a.clamp(max=1).acos()
+        positive, negative = scale * (margin * angle).cos(), scale * (1 - a)
+        gap = positive - negative
+        ctx.save_for_backward(a, angle, gap)
+        ctx.margin, ctx.scale = margin, scale
+        # log(1 + x) to full precision of a small x, without log1p, which takes five times as long (Kahan).
+        x = gap.abs().neg().exp()
+        one_more = 1 + x
+        log1p = torch.where(one_more > 1, one_more.log() * (x / (one_more - 1)), x)
+        return torch.stack([gap.clamp(max=0) - log1p, positive, negative], dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grads: Tensor) -> tuple[Tensor, None, None]:
+        a, angle, gap = ctx.saved_tensors
+        sine = ((1 - a).clamp(min=0) * (1 + a)).sqrt()
+        slope = torch.where(sine > 0, ctx.margin * (ctx.margin * angle).sin() / sine, ctx.margin**2)
+        both = grads[:, 0] * (-gap).sigmoid()
+        return ctx.scale * ((both + grads[:, 1]) * slope + both - grads[:, 2]), None, None
+
+
+def angular_parts(a: Tensor, margin: float, scale: float) -> Tensor:
+    """G, P and N, [B, 3, h, w], of cosines [B, h, w] in [0, 1]."""
+    parts: Tensor = _Parts.apply(a, margin, scale)
+    return parts
 
 
 def angular_maps(feature_energy: Tensor, margin: float, scale: float) -> Tensor:
     """G, P and N, [B, 3, h, w], of an energy [B, h, w]."""
     length = torch.linalg.vector_norm(feature_energy.flatten(1), dim=1)[:, None, None]
-    a = feature_energy / (length + EPSILON)
-    positive, negative = scale * margin_cosine(a, margin), scale * (1 - a)
-    return torch.stack([-F.softplus(negative - positive), positive, negative], dim=1)
+    return angular_parts(feature_energy / (length + EPSILON), margin, scale)
 
 
 def _gap(student: Tensor, teacher: Tensor) -> Tensor:

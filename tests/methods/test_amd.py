@@ -11,7 +11,7 @@ from torch import Tensor
 from akd.config import resolve
 from akd.errors import ExperimentError
 from akd.methods import Shapes, create_method
-from akd.methods.amd import amd_loss, margin_cosine
+from akd.methods.amd import amd_loss, angular_parts
 from tests.methods.slow import Vector, draw, make_batch, make_output, mean_square, pooled, unit
 
 Grid = list[Vector]
@@ -138,9 +138,13 @@ class TestLoss:
             assert float(amd_loss(s, t)) == pytest.approx(float(plain), rel=1e-6)
 
 
-class TestMarginCosine:
+def margin_cosine(cosine: torch.Tensor, margin: float) -> torch.Tensor:
+    return angular_parts(cosine[None, None], margin, 1.0)[0, 1, 0]
+
+
+class TestParts:
     @pytest.mark.parametrize("margin", [1.0, 1.35, 2.0])
-    def test_series_and_arccosine_agree(self, margin: float) -> None:
+    def test_margin_cosine(self, margin: float) -> None:
         cosine = torch.cat([torch.linspace(0, 1, 1001, dtype=torch.float64), 1 - torch.logspace(-14, -2, 200).double()])
         want = [math.cos(margin * math.acos(c)) for c in cosine.tolist()]
         assert margin_cosine(cosine, margin).tolist() == pytest.approx(want, rel=1e-13, abs=1e-13)
@@ -152,12 +156,28 @@ class TestMarginCosine:
         (slope,) = torch.autograd.grad(margin_cosine(cosine, margin).sum(), cosine)
         angles = [math.acos(c) for c in cosine.tolist()]
         want = [margin * math.sin(margin * v) / math.sin(v) if v else margin**2 for v in angles]
-        assert slope.tolist() == pytest.approx(want, rel=1e-6)
-        assert slope[2:].tolist() == pytest.approx(want[2:], rel=1e-12)
+        assert slope.tolist() == pytest.approx(want, rel=1e-12)
 
-    def test_gradient_on_both_sides_of_the_seam(self) -> None:
-        cosine = torch.tensor([0.2, 0.9, 0.9985, 0.9995], dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda c: margin_cosine(c, 1.35), (cosine,), eps=1e-7)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("scale", [1.0, 64.0])
+    def test_share_of_the_object(self, scale: float, dtype: torch.dtype) -> None:
+        """G = log-sigmoid(P - N), to the last digits even where it is nearly 0, and far below where exp overflows."""
+        cosine = torch.linspace(0, 1, 2001, dtype=dtype)[None, None]
+        share, positive, negative = angular_parts(cosine, 1.35, scale)[0, :, 0].double()
+        gaps = (positive - negative).tolist()
+        want = [-math.log1p(math.exp(-g)) if g > -700 else g for g in gaps]
+        # P and N are as exact as scale times the type's last digit, and G moves with them.
+        exact = 8 * torch.finfo(dtype).eps
+        assert share.tolist() == pytest.approx(want, rel=exact * (1 + 2 * scale), abs=1e-300)
+
+    @pytest.mark.parametrize("scale", [1.0, 64.0])
+    def test_gradient(self, scale: float) -> None:
+        cosine = torch.tensor([0.0, 0.2, 0.5, 0.9, 0.9985, 0.9995], dtype=torch.float64, requires_grad=True)
+        inside = cosine.detach().clamp(min=1e-3).requires_grad_()
+        weights = torch.rand(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        assert torch.autograd.gradcheck(
+            lambda c: (angular_parts(c[None, None], 1.35, scale)[0, :, 0] * weights).sum(0), (inside,), eps=1e-7
+        )
 
 
 class TestMethod:
