@@ -237,7 +237,7 @@ def test_failing_runs_end_with_their_reason_and_free_their_workers(tmp_path: Pat
     (tmp_path / "failing.py").write_text(FAILING, encoding="utf-8")
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": f"{tmp_path}:{os.getcwd()}"}
     done = subprocess.run(
-        [sys.executable, "failing.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280
+        [sys.executable, "failing.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500
     )
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr[-3000:]
