@@ -10,21 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from akd import config as configuration
+from akd import forms
 from akd.config import Experiment
 from akd.data import TrainData
 from akd.data import load as load_data
 from akd.data import split as split_data
 from akd.data.dataset import data_dir
-from akd.errors import ExperimentError, near, reason
-from akd.fit import build_student, check_data, check_workers, shapes_of
+from akd.errors import ExperimentError, near
+from akd.fit import build_student, check_data, check_workers
 from akd.folder import Run
-from akd.methods import create_method
 from akd.space import Space, parse
-from akd.teacher import LiveTeacher
 from akd.teacher.keep import build as build_teacher
 
 
@@ -68,7 +64,7 @@ def prepare(experiment: Experiment) -> Prepared:
     experiment = complete(experiment)
     with placed(experiment):
         space = parse(experiment)
-        data = checked(experiment)
+        data = checked(experiment, space)
         check_workers(experiment, experiment.search.workers_per_trial)
         for p in space.searched:
             if p.key == "train.batch_size" and (most := max(p.extremes())) > len(data.train):
@@ -93,8 +89,8 @@ def placed(experiment: Experiment) -> Iterator[None]:
         raise error.at(experiment.origins.of(error.key) if error.key else None) from None
 
 
-def checked(experiment: Experiment) -> TrainData:
-    """The data of an experiment whose networks, weights and batches fit them.
+def checked(experiment: Experiment, space: Space | None = None) -> TrainData:
+    """The data of an experiment whose networks, weights, batches and method fit them, whatever its space draws.
 
     Raises:
         ExperimentError: they do not, or files are missing or damaged.
@@ -107,7 +103,10 @@ def checked(experiment: Experiment) -> TrainData:
         origins, name = experiment.origins, experiment.student.name
         where = origins.of("student.name") or origins.of("student")
         raise ExperimentError(problem, key="student", value=name, where=where) from None
-    _check_method(experiment, data, student, build_teacher(experiment, data))
+    builder = forms.Builder(experiment, data, student, build_teacher(experiment, data))
+    builder.build(experiment)
+    if space is not None:
+        forms.check(space, experiment, builder)
     check_data(experiment, data)
     if experiment.teacher.weights is None:
         try:
@@ -116,33 +115,6 @@ def checked(experiment: Experiment) -> TrainData:
             key, value = "teacher.train.batch_size", experiment.teacher.train.batch_size
             raise ExperimentError(error.problem, key=key, value=value, where=experiment.origins.of(key)) from None
     return data
-
-
-def _check_method(experiment: Experiment, data: TrainData, student: nn.Module, teacher: nn.Module) -> None:
-    """Build the method once for the two networks: its stages must be there, its settings must fit.
-
-    Raises:
-        ExperimentError: they do not.
-    """
-    method, dataset = experiment.method, data.dataset
-    image = torch.zeros(1, dataset.channels, *dataset.size)
-    source = LiveTeacher(teacher, method.needs) if method.needs else None
-    # One image: what a method keeps of every image is not needed here.
-    shapes = shapes_of(student, image, source, len(dataset.classes), images=1)
-    if source is not None and source.preact:
-        try:
-            with torch.no_grad():
-                teacher(image, preact=True)
-        except ExperimentError as error:
-            where = experiment.origins.of("teacher.name") or experiment.origins.of("teacher")
-            name = experiment.teacher.name
-            raise ExperimentError(error.problem, key="teacher", value=name, where=where) from None
-    try:
-        create_method(method, shapes, label_smoothing=experiment.train.label_smoothing)
-    except ExperimentError:
-        raise
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ExperimentError(f"cannot be built: {reason(error)}", key="method", value=method.title) from None
 
 
 def default_name(experiment: Experiment) -> str:

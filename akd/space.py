@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,6 +85,19 @@ class Parameter:
         within = () if self.step or self.low == self.high else (self.low + 0.381966 * (self.high - self.low),)
         return (self.low, *within, self.high)
 
+    def draw(self, generator: random.Random) -> Any:
+        """A value at random."""
+        if self.kind in ("choice", "fixed"):
+            return generator.choice(self.choices)
+        if self.step:
+            value = self.low + self.step * generator.randint(0, int((self.high - self.low) / self.step + 1e-9))
+        elif self.log:
+            value = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
+        else:
+            value = generator.uniform(self.low, self.high)
+        value = min(max(value, self.low), self.high)
+        return round(value) if self.kind == "int" else value
+
 
 @dataclass(frozen=True)
 class Space:
@@ -103,6 +117,39 @@ class Space:
     def searched(self) -> list[Parameter]:
         """The parameters that vary."""
         return [p for p in self.parameters if p.kind != "fixed"]
+
+    def around(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """A whole configuration with the values of ``told``: their conditions met, all others at their first values."""
+        values = {key: allowed[0] for key, allowed in self._conditions(told).items() if allowed}
+        values |= told
+        for p in self.parameters:  # what these bring with them: a step schedule its decay epochs
+            if p.key not in values and p.exists(values):
+                values[p.key] = p.extremes()[0]
+        return values
+
+    def draw(self, told: Mapping[str, Any], generator: random.Random) -> dict[str, Any]:
+        """Like :meth:`around`, all others at random; a key of ``told`` that does not exist beside them is left out."""
+        conditions = self._conditions(told)
+        values: dict[str, Any] = {}
+        for p in self.parameters:
+            if not p.exists(values):
+                continue
+            if p.key in told:
+                values[p.key] = told[p.key]
+            else:
+                values[p.key] = generator.choice(conditions[p.key]) if conditions.get(p.key) else p.draw(generator)
+        return values
+
+    def _conditions(self, told: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Values under which the parameters of ``told`` can exist, in the order of their conditions."""
+        by_key = {p.key: p for p in self.parameters}
+        found: dict[str, list[Any]] = {}
+        waiting = list(told)
+        while waiting:
+            for key, allowed in by_key[waiting.pop(0)].when:
+                found[key] = [v for v in found.get(key, allowed) if v in allowed]
+                waiting.append(key)
+        return {key: values for key, values in found.items() if key not in told}
 
 
 def parse(experiment: Experiment) -> Space:
@@ -151,6 +198,7 @@ def parse(experiment: Experiment) -> Space:
 def _error(
     problem: str, key: str, experiment: Experiment, field: str = "", value: Any = ExperimentError._NOTHING
 ) -> ExperimentError:
+    """A mistake in the entry of ``key``, with its place."""
     full = f"space.{key}" + (f".{field}" if field else "")
     return ExperimentError(problem, key=full, value=value, where=experiment.origins.of(full))
 
@@ -242,12 +290,8 @@ def _check_values(space: Space, experiment: Experiment) -> None:
             problem = "cannot be searched: rungs and ranking count in epochs; train.epoch_factor stretches them"
             raise _error(problem, p.key, experiment)
         for value in p.extremes():
-            context: dict[str, Any] = {}
-            _meet(p, space, context)
-            values = {**context, p.key: value}
-            for other in space.parameters:  # what this value brings with it: a step schedule its decay epochs
-                if other.key not in values and other.exists(values):
-                    context[other.key] = values[other.key] = other.extremes()[0]
+            values = space.around({p.key: value})
+            context = {key: other for key, other in values.items() if key != p.key}
             try:
                 experiment.with_values(values)
             except ExperimentError as error:
@@ -275,10 +319,7 @@ def _check_parts(space: Space, experiment: Experiment) -> None:
         return
     for p in (p for p in space.parameters if p.key.startswith("method.")):
         for value, most in itertools.product(p.extremes(), parts.extremes()):
-            context: dict[str, Any] = {}
-            _meet(p, space, context)
-            _meet(parts, space, context)
-            values = {**context, p.key: value, parts.key: most}
+            values = space.around({p.key: value, parts.key: most})
             if not (p.exists(values) and parts.exists(values)):
                 continue
             try:
@@ -297,10 +338,3 @@ def _blamed(key: str | None, tried: str, context: Mapping[str, Any]) -> str | No
     if not section or tried.startswith(f"{section}."):
         return None
     return next((other for other in context if other.startswith(f"{section}.")), None)
-
-
-def _meet(parameter: Parameter, space: Space, context: dict[str, Any]) -> None:
-    by_key = {p.key: p for p in space.parameters}
-    for key, allowed in parameter.when:
-        context.setdefault(key, allowed[0])
-        _meet(by_key[key], space, context)

@@ -242,6 +242,78 @@ SPACES = {
     "all fixed": content(SPACE.partition("space:")[0] + "space: {train.lr: 0.1}\n", ["s.yaml:5", "nothing to search"]),
 }
 
+#: Values that fit no method on these networks, whatever the rest of the space draws.
+FORMS = {
+    "a stage too far": text(
+        MOMENTUM,
+        "method.host.stages: {choices: [[-1], [7]]}\nmethod: at",
+        ["s.yaml:7: space.method.host.stages = [7]: the student has maps 0 to 3, or -4 to -1, no stage 7"],
+    ),
+    "a stage too far under one host of several": text(
+        MOMENTUM,
+        "method.host.name: {choices: [kd, at, fitnet]}\n"
+        "  method.host.stages: {choices: [[-1], [0, 4]], when: {method.host.name: [at, fitnet]}}",
+        ["s.yaml:8: space.method.host.stages = [0, 4]: the student has maps 0 to 3", "no stage 4"],
+    ),
+    "a stage too far of an extra host": text(
+        MOMENTUM,
+        "method.extra.amd.name: {choices: [none, amd]}\n"
+        "  method.extra.amd.stages: {choices: [[-5], [-1]], when: {method.extra.amd.name: [amd]}}",
+        ["s.yaml:8: space.method.extra.amd.stages = [-5]: the student has", "no stage -5"],
+    ),
+    "a stage too far in a fixed value": text(
+        MOMENTUM, f"method.host.stages: [9]\n  {MOMENTUM}\nmethod: sp", ["s.yaml:7", "stages = [9]", "no stage 9"]
+    ),
+    "a stage too far of a teacher with fewer maps": text(
+        MOMENTUM,
+        "method.host.stages: {choices: [[-1], [4]]}\nmethod: fitnet\nstudent: vgg8",
+        ["s.yaml:7: space.method.host.stages = [4]: the teacher has maps 0 to 3", "no stage 4"],
+    ),
+    "a stage twice": text(
+        MOMENTUM, "method.host.stages: {choices: [[-1], [3, -1]]}\nmethod: vid", ["s.yaml:7", "[3, -1]", "twice"]
+    ),
+    "no stages": text(
+        MOMENTUM, "method.host.stages: {choices: [[-1], []]}\nmethod: sp", ["s.yaml:7", "stages = []", "at least one"]
+    ),
+    "no temperatures": text(
+        MOMENTUM,
+        "method.host.temperatures: {choices: [[4.0], []]}\nmethod: mlkd",
+        ["s.yaml:7: space.method.host.temperatures = []: must be one number or more"],
+    ),
+    "heads narrower than their number": text(
+        MOMENTUM,
+        "method.views.head_width: {choices: [32, 4]}\n"
+        "method: {views: {name: angular_kd, head: projected, head_init: across}}",
+        ["s.yaml:7: space.method.views.head_width = 4: ", "head_init = 'across': needs as many features as views", "4"],
+    ),
+    "the low end of a range": text(
+        MOMENTUM,
+        "method.views.head_width: {type: int, low: 3, high: 32, log: true}\n"
+        "method: {views: {name: angular_kd, head: projected, head_init: across}}",
+        ["s.yaml:7: space.method.views.head_width = 3: ", "there are 3 and 5"],
+    ),
+    "more kept than there is": text(
+        MOMENTUM,
+        "method.augment.keep: {choices: [1, 4]}\nmethod: {host: kd, augment: cutmix_pick}",
+        ["s.yaml:7: space.method.augment.keep: 4 cannot be more than the pool, which has 2"],
+    ),
+    "a host beside itself": text(
+        MOMENTUM,
+        "method.host.name: {choices: [kd, dist]}\n  method.extra.dist.name: {choices: [none, dist]}",
+        ["s.yaml:8: space.method.extra.dist.name = 'dist': is the host already", "when method.host.name is 'dist'; a"],
+    ),
+    "views over a host of maps": text(
+        MOMENTUM,
+        "method.host.name: {choices: [kd, at]}\n  method.views.name: {choices: [none, tekap]}",
+        ["s.yaml:8: space.method.views.name = 'tekap': have no effect over at", "when method.host.name is 'at'; a"],
+    ),
+    "a second view without a teacher": text(
+        MOMENTUM,
+        "method.host.name: {choices: [kd, none]}\n  method.augment.name: {choices: [none, cutmix]}",
+        ["s.yaml:8: space.method.augment.name = 'cutmix': ", "learns from no teacher", "a 'when' can keep them apart"],
+    ),
+}
+
 FILES = {
     "a bracket": text("[0.8, 0.9]", "[0.8, 0.9", ["s.yaml:7", "YAML", "column"]),
     "a tab": content("data: digits\n\ttrain: 3\n", ["s.yaml:2", "a tab", "column 1"]),
@@ -663,8 +735,9 @@ SINGLE = {
     "go on with an experiment": other("train", "s.yaml", "--resume", "alone", says=["nothing else"], setup=alone),
 }
 
-TABLES = [NAMES, NUMBERS, SPACES, FILES, WEIGHTS, DATA, PLACES, MACHINES, RESUMED, VERBS, SINGLE]
-TITLES = ["names", "numbers", "space", "file", "weights", "data", "places", "machines", "resume", "verbs", "single"]
+TABLES = [NAMES, NUMBERS, SPACES, FORMS, FILES, WEIGHTS, DATA, PLACES, MACHINES, RESUMED, VERBS, SINGLE]
+TITLES = ["names", "numbers", "space", "forms", "file", "weights", "data", "places", "machines", "resume"]
+TITLES += ["verbs", "single"]
 ROWS = {f"{title}: {name}": row for title, rows in zip(TITLES, TABLES, strict=True) for name, row in rows.items()}
 
 

@@ -138,7 +138,10 @@ def orthonormal(count: int, rows: int, columns: int) -> Tensor:
 
     Drawn from the global generator, which belongs to whoever builds a module.
     """
-    q, r = torch.linalg.qr(torch.randn(count, max(rows, columns), min(rows, columns)))
+    drawn = torch.randn(count, max(rows, columns), min(rows, columns))
+    if drawn.is_meta:  # heads built for their shapes alone; arithmetic there would import half of torch
+        return drawn.new_empty(count, rows, columns)
+    q, r = torch.linalg.qr(drawn)
     q = q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # without the signs QR prefers some matrices
     return q if rows >= columns else q.mT
 

@@ -127,8 +127,8 @@ class MGD(TeacherViews):
             self.student_encoder = StackedMLP([own] * n, own, self.widths)
         taus = torch.tensor(spread(config.temperature_low, config.temperature_high, n), dtype=torch.float64)
         self.register_buffer("temperatures", taus, persistent=False)
-        padding = torch.arange(max(self.widths)) >= torch.tensor(self.widths)[:, None]
-        self.register_buffer("padding", padding, persistent=False)
+        padding = [[unit >= width for unit in range(max(self.widths))] for width in self.widths]
+        self.register_buffer("padding", torch.tensor(padding), persistent=False)
         self._measured: dict[str, Tensor] = {}
 
     def forward(self, teacher: Output, batch: Batch) -> tuple[Output, dict[str, Tensor]]:

@@ -276,6 +276,16 @@ class TestMethod:
         a, b = (m(*self.pair(spec), make_batch()) for m in (one, two))
         assert {k: v.item() for k, v in a.items()} == {k: v.item() for k, v in b.items()}
 
+    def test_built_without_weights_it_has_the_same_shapes(self, spec: Spec) -> None:
+        """As the forms of a space are built before a search; see :mod:`akd.forms`."""
+        with torch.device("meta"):
+            empty = build(spec)
+        assert all(t.is_meta for t in empty.state_dict().values())
+        assert {k: v.shape for k, v in empty.state_dict().items()} == {
+            k: v.shape for k, v in build(spec).state_dict().items()
+        }
+        assert empty.weights() == build(spec).weights()
+
     def test_seed_decides_the_initial_parameters_and_leaves_the_global_generator_alone(self, spec: Spec) -> None:
         before = torch.get_rng_state()
         one, two = build(spec, seed=4), build(spec, seed=4)
