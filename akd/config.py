@@ -308,7 +308,7 @@ def _views(given: Any, over: list[Any], origins: Origins, strict: bool) -> Any:
     found = _member(views, "views", values, "", origins, strict)
     needs = extras.needs(*over)
     if not needs & {"logits", "embedding"}:  # views stand in for these alone
-        reads = "no logits or embeddings" if needs else "no teacher"
+        reads = "no logits or embeddings; a host beside it may, extra: [kd]" if needs else "no teacher"
         problem = f"have no effect over {over[0].name}, which learns from {reads}"
         raise ExperimentError(problem, key="method.views", value=name, where=where)
     return found

@@ -19,7 +19,7 @@ from akd.settings import allowed
 #: Kind -> its registry, and how an experiment names a member.
 KINDS: dict[str, tuple[Registry, str]] = {
     "host": (hosts, "method: {{host: {name}}}, or beside another host, method: {{host: {other}, extra: [{name}]}}"),
-    "views": (views, "method: {{host: kd, views: {name}}}, over any host"),
+    "views": (views, "method: {{host: kd, views: {name}}}, over any host of logits or embeddings"),
     "augment": (augments, "method: {{host: kd, augment: {name}}}, with any host and any views"),
 }
 

@@ -77,7 +77,7 @@ class AngularKDConfig:
     "angular_kd",
     config=AngularKDConfig,
     paper="arXiv:2510.22480",
-    summary="trained views of one teacher, spread in angle; over any host",
+    summary="trained views of one teacher, spread in angle",
 )
 class AngularKD(TeacherViews):
     """N trained views of one frozen teacher."""

@@ -80,6 +80,10 @@ class Method(nn.Module):
         """Factors that rise over the epochs and that :meth:`forward` has put into its terms, by term; > 0."""
         return {}
 
+    def signed(self) -> frozenset[str]:
+        """Terms that may fall below 0, so that their size does not say how much is left of them."""
+        return frozenset()
+
     def warmup(self, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         """The terms of a head epoch, in which there is no student yet; some of those :meth:`weights` names."""
         raise NotImplementedError(f"{type(self).__name__} has no head epochs")

@@ -44,6 +44,9 @@ class WithViews(Method):
     def ramps(self, epoch: int) -> dict[str, float]:
         return self.host.ramps(epoch)
 
+    def signed(self) -> frozenset[str]:
+        return self.host.signed()
+
     def warmup(self, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         return {f"views/{name}": term for name, term in self.views.warmup(teacher, batch).items()}
 

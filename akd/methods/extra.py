@@ -55,6 +55,10 @@ class WithExtra(Method):
             found = found | _named(name, method.ramps(epoch))
         return found
 
+    def signed(self) -> frozenset[str]:
+        others = (_named(name, dict.fromkeys(method.signed())) for name, method in self._extra.items())
+        return self.host.signed().union(*others)
+
     def measures(self) -> dict[str, Tensor]:
         found = self.host.measures()
         for name, method in self._extra.items():

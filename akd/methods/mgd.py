@@ -24,6 +24,11 @@ Branches rest in stage two: computed without gradient, so that the optimizer pas
 included. Without head epochs there is no stage one to rest from: they are then trained beside the student, on the terms
 of stage one alone, and what the student learns from them does not train them.
 
+Over hosts of maps (FitNet, AT, SP, VID) the paper keeps the plain divergence at temperature 4 and weight 1 beside the
+host's own term: ``{host: at, extra: {kd: {weight: 1.0}}, views: mgd}`` is CE + host + tau^2 KL + granularity, in which
+the stable target goes to the divergence and the host of maps compares maps as ever. Such a host alone is refused:
+nothing would read the target, and granularity by itself is in no form of the paper.
+
 Mended: stage one of the released code keeps the epoch that is best on the test images; here it is the last. Decoders of
 the student, which nothing uses, are not built. Its rate falls along the cosine of all head epochs here (published:
 0.01, a tenth of it after epochs 30 and 45 of 60).
@@ -101,7 +106,7 @@ def _log_softmax(x: Tensor, padding: Tensor | None) -> Tensor:
     "mgd",
     config=MGDConfig,
     paper="arXiv:2108.06681",
-    summary="branches that say the teacher's feature in fewer and in more units; over any host",
+    summary="branches that say the teacher's feature in fewer and in more units",
 )
 class MGD(TeacherViews):
     """N self-analysing branches of one frozen teacher, and the student's encoders."""

@@ -73,7 +73,7 @@ def weights_of(config: TeKAPConfig) -> list[float]:
     "tekap",
     config=TeKAPConfig,
     paper="OpenReview DmEHmZ89iB",
-    summary="the teacher with fresh noise on its logits or embedding; over any host",
+    summary="the teacher with fresh noise on its logits or embedding",
 )
 class TeKAP(TeacherViews):
     """N noisy views; nothing to train."""

@@ -5,6 +5,9 @@
 A Gaussian with mean mu(F_s), three 1x1 convolutions with ReLUs between, and one trained variance for each channel
 s_c^2 = softplus(a_c) + 1e-5 is to make the teacher's map likely: a lower bound on the information the student's map has
 of it. Variances start at 5. Maps of different sizes are pooled to the smaller.
+
+L is a log-likelihood of densities: it crosses 0 once a variance is small enough, which says nothing of how much is left
+to learn, and ends at log(1e-5) / 2 a stage at the lowest.
 """
 
 from __future__ import annotations
@@ -74,6 +77,9 @@ class VID(FeatureHost):
     @classmethod
     def needs_of(cls, config: Any) -> frozenset[str]:
         return needs_of_stages("maps", config.stages)
+
+    def signed(self) -> frozenset[str]:
+        return frozenset({"vid"})
 
     def compare(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         pairs = zip(self.config.stages, self.likelihoods, strict=True)

@@ -105,6 +105,9 @@ SPECS = [
     Spec(over_kd("tekap", noisy="embedding"), minimal=("kd",), draws=True),
     Spec("mgd", resting=("views.encoder.", "views.decoder.")),
     Spec(over_kd("mgd", count=3, width_low=3, width_high=20, head_warmup_epochs=0)),
+    Spec(
+        {"host": "at", "extra": {"kd": {"weight": 1.0}}, "views": "mgd"}, resting=("views.encoder.", "views.decoder.")
+    ),
     Spec(over_kd("mgd", target="native"), minimal=("kd",), resting=("views.encoder.", "views.decoder.")),
 ]
 
@@ -188,6 +191,22 @@ class TestMethod:
         assert list(terms) == [name for name in method.weights() if name in terms or name not in heads]
         assert heads.keys() <= method.weights().keys()
         assert all(term.shape == () and term.isfinite() for term in terms.values())
+
+    def test_terms_of_hosts_do_not_fall_below_0_unless_they_say_so(self, spec: Spec) -> None:
+        """Far down their gradient, in the student's outputs and the method's own parameters."""
+        method = build(spec)
+        student, teacher = self.pair(spec)
+        maps = tuple(m.clone().requires_grad_() for m in student.maps)
+        logits, embedding = (x.clone().requires_grad_() for x in (student.logits, student.embedding))
+        student = Output(logits, embedding, maps)
+        optimizer = torch.optim.Adam([logits, embedding, *maps, *method.parameters()], lr=0.3)
+        assert method.signed() <= method.weights().keys()
+        for _ in range(80):
+            terms = {k: t for k, t in method(student, teacher, make_batch()).items() if not k.startswith("views/")}
+            torch.stack([t for k, t in terms.items() if k != "ce" or len(terms) == 1]).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert all((t > -1e-6) != (k in method.signed()) for k, t in terms.items()), terms
 
     def test_minimal_when_student_equals_teacher(self, spec: Spec) -> None:
         method = build(spec, same_widths=True)

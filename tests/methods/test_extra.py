@@ -175,6 +175,38 @@ class TestNormalised:
         method.method.forward = lambda *given: {"ce": torch.ones(()), "kd": torch.zeros(())}  # type: ignore[method-assign]
         assert method(output(1), same, batch())["kd"].item() == 0
 
+    def test_a_signed_term_is_divided_by_its_first_size_for_good(self) -> None:
+        """A log-likelihood that falls through 0: its gradient is a constant times its own, on either side of it."""
+        method = build({"host": "kd", "normalise": True})
+        method.method.signed = lambda: frozenset({"kd"})  # type: ignore[method-assign]
+        signed = Normalised(method.method)
+        values = [4.0, 2.0, 0.5, 1e-6, -1e-6, -0.5, -3.0]
+        for value in values:
+            x = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+            signed.method.forward = lambda *given, x=x: {"ce": torch.ones(()), "kd": x}  # type: ignore[method-assign]
+            term = signed(output(1), output(2), batch())["kd"]
+            (slope,) = torch.autograd.grad(term, x)
+            assert term.item() == pytest.approx(value / 4, rel=1e-9)
+            assert slope.item() == pytest.approx(1 / 4, rel=1e-9)
+        # The same values as a term that is not signed: the slope goes up with every step.
+        slopes = []
+        for value in [4.0] + [1e-6] * 300:
+            x = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+            method.method.forward = lambda *given, x=x: {"ce": torch.ones(()), "kd": x}  # type: ignore[method-assign]
+            slopes.append(torch.autograd.grad(method(output(1), output(2), batch())["kd"], x)[0].item())
+        assert slopes[-1] > 10 * slopes[0]
+
+    def test_signed_terms_of_extras_are_known_by_their_names(self) -> None:
+        method = build({"host": "dkd", "extra": ["kd"], "views": "tekap"})
+        assert method.signed() == frozenset()
+        shapes = Shapes(C, C, C, (2, 3, 4), (2, 3, 4))
+        for how, signed in [
+            ("vid", "vid"),
+            ({"host": "vid", "extra": ["kd"]}, "vid"),
+            ({"host": "kd", "extra": ["vid", "dist"], "views": "tekap", "normalise": True}, "extra/vid/vid"),
+        ]:
+            assert create_method(resolve({"method": how}).method, shapes).signed() == {signed}
+
     def test_evaluation_leaves_the_mean(self) -> None:
         method = build({"host": "kd", "normalise": True})
         method(output(1), output(2), batch())

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from akd import checkpoint
 from akd.config import Experiment, resolve
 from akd.data import Batch, DataConfig, TrainData, load, split
+from akd.errors import ExperimentError
 from akd.fit import HeadRecord, fit, metrics_equal
 from akd.methods import Shapes, WithViews, create_method
 from akd.methods.mgd import MGD, granularity_loss, spread
@@ -209,6 +210,29 @@ class TestStageTwo:
         seen, _ = views(teacher, batch())
         assert seen.view_logits is None
         assert torch.equal(seen.embedding, teacher.embedding)
+
+    @pytest.mark.parametrize("name", ["at", "sp", "fitnet", "vid"])
+    def test_over_a_host_of_maps_with_the_divergence_beside_it(self, name: str) -> None:
+        """CE + host + tau^2 KL to the mean of logits + granularity, as the paper has it over such hosts."""
+        how = {"host": name, "extra": {"kd": {"weight": 1.0}}, "views": {"name": "mgd", **SMALL}}
+        maps = [
+            tuple(draw(B, c, 4, 4, seed=seed + c).relu().requires_grad_(seed == 20) for c in (2, 3, 4))
+            for seed in (20, 30)
+        ]
+        shapes = Shapes(C, D_S, D, (2, 3, 4), (2, 3, 4))
+        both = create_method(resolve({"method": how}).method, shapes).double()
+        alone = create_method(resolve({"method": name}).method, shapes).double()
+        student, teacher = (o._replace(maps=m) for o, m in zip(outputs(), maps, strict=True))
+        found, weights = both(student, teacher, batch()), both.weights()
+        seen = both.views(teacher, batch())[0].logits  # type: ignore[operator]
+        want = alone(student, teacher, batch())
+        assert {k: found[k].item() for k in want} == pytest.approx({k: t.item() for k, t in want.items()})
+        assert found["extra/kd/kd"].item() == pytest.approx(literal_kl(seen, student.logits, 4.0), rel=1e-9)
+        assert not torch.allclose(seen, teacher.logits)
+        assert list(found) == ["ce", name, "extra/kd/kd", *(f"views/granularity_{k}" for k in (1, 2, 3))]
+        assert [weights[k] for k in found][2:] == [1.0] * 4
+        with pytest.raises(ExperimentError, match=rf"over {name}, which learns from no logits .*may, extra: \[kd\]$"):
+            resolve({"method": {"host": name, "views": "mgd"}})
 
     def test_native_target_leaves_the_host_its_teacher(self) -> None:
         student, teacher = outputs()

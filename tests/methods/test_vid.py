@@ -72,6 +72,27 @@ def test_gradient() -> None:
     assert torch.autograd.gradcheck(lambda m, v: vid_loss(m, teacher, v), inputs)
 
 
+def test_normalised_it_is_divided_by_its_first_value_on_either_side_of_0() -> None:
+    """Variances that shrink take the term through 0; what it is divided by stays."""
+    config = resolve({"method": {"host": {"name": "vid", "stages": [-1]}, "normalise": True}}).method
+    method = create_method(config, Shapes(3, 6, 8, (3, 4, 6), (2, 2, 5, 8))).double()
+    (part,) = method.method.likelihoods
+    student, teacher = make_output(4, (3, 4, 6), (4, 4, 2)), make_output(4, (2, 2, 5, 8), (4, 4, 4, 2), seed=9)
+    teacher = teacher._replace(maps=tuple(1e-3 * m for m in teacher.maps))  # as if nothing were left to explain
+    nn.init.zeros_(part.mean[-1].weight)
+    found: list[float] = []
+    for raw in (2.0, 0.5, 0.0, -3.0, -8.0):
+        nn.init.constant_(part.raw, raw)
+        term = method(student, teacher, make_batch(4))["vid"]
+        found.append(float(term))
+        (slope,) = torch.autograd.grad(term, part.raw)
+        (own,) = torch.autograd.grad(method.method(student, teacher, make_batch(4))["vid"], part.raw)
+        assert torch.allclose(slope, own / method.measures()["scale/vid"], rtol=1e-9)
+    assert found[0] == pytest.approx(1)
+    assert found[-1] < -1
+    assert float(method.means) == pytest.approx(float(method.measures()["scale/vid"]))
+
+
 def test_terms_weights_and_needs() -> None:
     method = build(stages=[1], weight=7)
     assert method.needs == {"maps:1"}
