@@ -52,7 +52,7 @@ def show(console: Console, name: str | None = None) -> None:
     facts = {
         name: f"{kind}: {info.get('summary', '')}",
         "paper": info.get("paper", ""),
-        "teacher": f"has to give {teacher_needs(kind, name)}",
+        "teacher": _gives(kind, name),
         "batch": "compares its samples with each other" if getattr(registry.get(name), "relational", False) else "",
         "written": form.format(name=name, other=other) if name != "none" else "method: none",
     }
@@ -67,6 +67,12 @@ def show(console: Console, name: str | None = None) -> None:
         console.print(_settings_table(config))
 
 
+def _gives(kind: str, name: str) -> str:
+    needs = teacher_needs(kind, name)
+    stages = " (stages, 0 the stem, negative from the deep end)" if "maps" in needs else ""
+    return f"has to give {needs}{stages}"
+
+
 def overview() -> Table:
     """Every method: name, kind, what it does, what it needs, its paper."""
     table = _table("method", "kind", "does", "teacher gives", "paper")
@@ -79,15 +85,23 @@ def overview() -> Table:
     return table
 
 
+#: What a need of stages is called.
+MAPS = {"maps": "maps", "maps_preact": "maps before their ReLU", "attention": "attention maps"}
+
+
 def teacher_needs(kind: str, name: str) -> str:
-    """What a method with its default settings asks of the teacher, in words."""
+    """What a method with its default settings asks of the teacher, in words: ``embedding, maps -3, -2, -1``."""
     registry, _ = KINDS[kind]
     config = registry.info(name).get("config")
     if config is None:  # a name of another package that says nothing of itself
         found: frozenset[str] = getattr(registry.get(name), "needs", frozenset())
     else:
         found = needs_of(registry, config())
-    return ", ".join(sorted(found)) or "nothing"
+    words = sorted(need for need in found if ":" not in need)
+    for need, called in MAPS.items():
+        stages = sorted(int(n.partition(":")[2]) for n in found if n.partition(":")[0] == need and ":" in n)
+        words += [f"{called} {', '.join(map(str, stages))}"] if stages else []
+    return ", ".join(words) or "nothing"
 
 
 def settings(config: type[Any]) -> list[dataclasses.Field[Any]]:

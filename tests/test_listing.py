@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
-from akd import cli, listing
+from akd import cli, listing, spaces
+from akd.config import load
 from akd.data.policies import augments
 from akd.methods import hosts, views
+from akd.space import parse
 
 KINDS = {"host": hosts, "views": views, "augment": augments}
 NAMES = [name for registry in KINDS.values() for name in registry.names()]
@@ -51,6 +54,33 @@ class TestPage:
         # words and not whole texts: columns are folded beside each other
         helps = " ".join(f.metadata["help"] for f in listing.settings(info["config"]))
         assert {w for w in helps.split() if len(w) < 8} <= set(text.replace(",", ", ").split()) | set(text.split())
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("at", "attention maps -3, -2, -1 (stages, 0 the stem, negative from the deep end)"),
+            ("fitnet", "maps -2 (stages,"),
+            ("reviewkd", "embedding, maps before their ReLU -3, -2, -1 (stages,"),
+            ("tekap", "embedding, logits written"),
+        ],
+    )
+    def test_needs_of_the_teacher_in_words(self, name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert f"teacher has to give {words}" in " ".join(run(capsys, name).split())
+
+    @pytest.mark.parametrize("name", sorted({*NAMES} - {"none"}))
+    def test_ranges_are_those_of_the_shipped_space(self, name: str) -> None:
+        """What a page says is searched, and what the space of this method searches."""
+        part, registry = next((k, r) for k, r in KINDS.items() if name in r)
+        space = parse(load(spaces.find("augmentation" if part == "augment" else name), {}))
+        own = {p.key.rpartition(".")[2]: p for p in space.searched if p.key.startswith(f"method.{part}.")}
+        for field in listing.settings(registry.info(name)["config"]):
+            p = own.get(field.name)
+            if p is None or p.kind == "choice" or name not in dict(p.when).get("method.augment.name", (name,)):
+                continue
+            low, high = ("1e-4" if v == 1e-4 else f"{v:g}" for v in (p.low, p.high))
+            found = re.search(rf"\b{low} to {high}(, log)?", field.metadata["help"])
+            assert found, (field.name, field.metadata["help"])
+            assert bool(found[1]) == p.log, field.name
 
     def test_of_dkd(self, capsys: pytest.CaptureFixture[str]) -> None:
         lines = [" ".join(line.split()) for line in run(capsys, "dkd").splitlines()]

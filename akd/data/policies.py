@@ -166,7 +166,7 @@ class CutMixPickConfig:
     )
     probability: float = setting(1.0, above=0, high=1, help="share of candidates that are mixed")
     criterion: str = setting("kl", choices=CRITERIA, help="what the kept candidates have most of")
-    pool: int = setting(2, low=1, high=16, help="candidates per image; searched in 1 to 4")
+    pool: int = setting(2, low=1, high=16, help="candidates per image; searched in 2 to 4")
     keep: int = setting(
         1, low=1, high=16, help="of the pool, how many per image are kept; the published ratio is 1 of 2"
     )
@@ -196,7 +196,9 @@ class CutoutConfig:
 
     name: str = setting("cutout", choices=["cutout"])
     form: str = _form()
-    size: float = setting(0.5, above=0, high=1, help="side of the square over the image's; published 0.25 and 0.5")
+    size: float = setting(
+        0.5, above=0, high=1, help="side of the square over the image's; published 0.25, 0.5; 0.2 to 0.6"
+    )
 
 
 def cutout_table(plan: EpochPlan, share: float, size: tuple[int, int]) -> Tensor:

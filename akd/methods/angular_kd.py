@@ -42,7 +42,9 @@ class AngularKDConfig:
         None, low=0, high=2, help="of probabilities, which lie closer; default margin; searched 0.02 to 0.3"
     )
     contrast_temperature: float = setting(0.07, above=0, help="of the constraint; searched in 0.05 to 0.5")
-    tau_angle: float = setting(1.0, above=0, high=100, help="softens logits whose angles are measured; released: 4")
+    tau_angle: float = setting(
+        1.0, above=0, high=100, help="softens logits whose angles are measured; released: 4, searched in 1 to 4"
+    )
     embedding_inter: float = setting(
         1.0, low=0, help="weight of constraint and diversity of embeddings; 0.1 to 3, log (released 0.1, other scale)"
     )
@@ -51,25 +53,35 @@ class AngularKDConfig:
     logit_intra: float = setting(1.0, low=0, help="weight of the offsets' angles of probabilities; 0.1 to 3, log")
     constraint: float = setting(0.2, low=0, help="the constraint's share of both inter weights")
     diversity: float = setting(1.0, low=0, help="the diversity's share of both inter weights")
-    supervision: float = setting(4.0, low=0, help="weight of the views' own cross-entropy; searched in 0.5 to 10")
+    supervision: float = setting(4.0, low=0, help="weight of the views' own cross-entropy; searched in 0.5 to 10, log")
     view_weight: float = setting(0.8, low=0, help="of each view in the ensemble, the teacher having 1; 0.2 to 1")
     ensemble_norm: int = setting(
         1, low=1, high=2, when=("as_released", False), help="p-norm of the weights; 2 multiplies the host's soft loss"
     )
     detach: bool = setting(True, help="the host's loss does not train the heads (released: it does)")
     head: str = setting("full", choices=["full", "low_rank", "projected"], help="form of the heads")
-    head_rank: int = setting(64, low=1, when=("head", "low_rank"), help="at most the teacher's features count")
-    head_width: int = setting(128, low=1, when=("head", "projected"), help="features after the projection")
+    head_rank: int = setting(
+        64, low=1, when=("head", "low_rank"), help="at most the teacher's features count; searched in 16 to 128, log"
+    )
+    head_width: int = setting(
+        128, low=1, when=("head", "projected"), help="features after the projection; searched in 16 to 128, log"
+    )
     head_init: str = setting(
         "each",
         choices=["each", "across", "stacked"],
         when=("head", ("full", "projected")),
         help="what is orthogonal at the start: each W_i, the views' rows of a unit (released), all W_i stacked",
     )
-    dropout_low: float = setting(0.2, low=0, below=1, help="rate of the first view")
-    dropout_high: float = setting(0.4, low=0, below=1, help="rate of the last view; those between are spread evenly")
-    head_warmup_epochs: int = setting(1, low=0, help="epochs of the heads alone, before the student's (published: 30)")
-    head_lr: float = setting(1.0, above=0, help="the heads' learning rate over the student's; searched in 0.1 to 2")
+    dropout_low: float = setting(0.2, low=0, below=1, help="rate of the first view; 0 to 0.2")
+    dropout_high: float = setting(
+        0.4, low=0, below=1, help="rate of the last view, those between are spread evenly; 0.2 to 0.6"
+    )
+    head_warmup_epochs: int = setting(
+        1, low=0, help="epochs of the heads alone, before the student's (published: 30); searched in 0 to 20"
+    )
+    head_lr: float = setting(
+        1.0, above=0, help="the heads' learning rate over the student's; searched in 0.1 to 2, log"
+    )
     as_released: bool = setting(False, help="the released arithmetic: view-axis norms, dot products, ensemble norm 2")
 
 

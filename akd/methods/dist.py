@@ -70,7 +70,7 @@ class DISTConfig:
 
     name: str = setting("dist", choices=["dist"])
     temperature: float = setting(1.0, above=0, high=100, help="softens both distributions; searched in 1 to 8")
-    weight: float = setting(1.0, low=0, help="of both correlations together")
+    weight: float = setting(1.0, low=0, help="of both correlations together; 0.1 to 10, log")
     beta: float = setting(1.0, low=0, help="share of the classes of a sample; searched in 0.5 to 8, log")
     gamma: float = setting(1.0, low=0, help="share of the samples of a class; searched in 0.5 to 8, log")
     ce_weight: float = setting(1.0, low=0, help="weight of the hard-label term; searched in 0.05 to 1")

@@ -58,15 +58,18 @@ class MGDConfig:
     count: int = setting(2, low=1, high=8, help="branches N, spread between the ends; searched in 1 to 4")
     width_low: int = setting(64, low=2, high=8192, help="units of the first branch; searched in 16 to 128, log")
     width_high: int = setting(256, low=2, high=8192, help="units of the last; 128 to 1024, log")
-    temperature_low: float = setting(2.0, above=0, high=100, help="of the first branch; searched in 1 to 4")
-    temperature_high: float = setting(8.0, above=0, high=100, help="of the last; searched in 4 to 16")
+    temperature_low: float = setting(2.0, above=0, high=100, help="of the first branch; searched in 1 to 4, log")
+    temperature_high: float = setting(8.0, above=0, high=100, help="of the last; searched in 4 to 16, log")
     weight_low: float = setting(1.0, low=0, help="of the first branch's KL over units; searched in 0.1 to 4, log")
     weight_high: float = setting(1.0, low=0, help="of the last branch's; searched in 0.1 to 4, log")
     target: str = setting(
         "stable", choices=["stable", "native"], help="what the host sees: mean of native and branch logits, or native"
     )
     branch_weight: float = setting(
-        1.0, low=0, when=("target", "stable"), help="of each branch's logits in that mean, native having 1; 0.1 to 2"
+        1.0,
+        low=0,
+        when=("target", "stable"),
+        help="of each branch's logits in that mean, native having 1; 0.1 to 2, log",
     )
     supervision: float = setting(1.0, low=0, help="weight of the branches' own cross-entropy")
     head_warmup_epochs: int = setting(
