@@ -14,7 +14,7 @@ from akd.errors import ExperimentError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from akd.data.dataset import DataConfig
+    from akd.data.dataset import DataConfig, Dataset
     from akd.evaluation import Asked, Network
 
 DESCRIPTION = (
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", required=True, metavar="NAME", help="data set (akd list data)")
     add("--data-dir", metavar="DIR", help="default $AKD_DATA_DIR or ~/.cache/akd/data")
     add("--image-size", metavar="N", help="imagefolder: side of the images; default that of a folder's student, or 64")
-    add("--model", action=_Own, nargs="+", metavar="NAME", help="networks or folders, which are compared")
+    add("--model", action=_Own, nargs="+", metavar="NAME", help="networks, or folders of them, to compare")
     add("--weights", action=_Own, metavar="FILE", help="safetensors, or a file of torch.save")
     add("--mean", action=_Own, metavar="M,M,M", help="the network's normalisation; default the data set's")
     add("--std", action=_Own, metavar="S,S,S", help="goes with --mean")
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--noise", metavar="S,S", help="strengths of Gaussian noise, of pixels 0..1, or none; default 0.02,0.05,0.1,0.2"
     )
-    add("--seed", default="0", metavar="N", help="of the noise")
+    add("--seed", default="0", metavar="N", help="of the noise; default 0")
     add("--transfer", metavar="NAME", help="data set a linear classifier on the frozen embedding is fitted to")
     add("--transfer-dir", metavar="DIR", help="its files; default as for --data-dir")
     add("--json", metavar="FILE", help="write what was found")
@@ -181,7 +181,7 @@ def evaluate(args: argparse.Namespace) -> Report:
     import torch
 
     from akd import probe
-    from akd.data.dataset import DataConfig, load
+    from akd.data.dataset import load
     from akd.evaluation import evaluate_networks, open_network, sized_for
 
     asked, teacher_asked = asked_networks(getattr(args, "typed", None) or []), _teacher(args)
@@ -196,7 +196,7 @@ def evaluate(args: argparse.Namespace) -> Report:
     settings |= {"teacher": teacher.name} if teacher else {}
     other = None
     if args.transfer:
-        other = load(DataConfig(name=args.transfer, dir=args.transfer_dir, image_size=dataset.size[0]))
+        other = _other(args, dataset.size[0])
         settings["transfer"] = args.transfer
         for network in networks:
             probe.check(other, network)
@@ -206,6 +206,18 @@ def evaluate(args: argparse.Namespace) -> Report:
             found = probe.transfer(network, other, device)
             score |= {"transfer_top1": found["top1"], "transfer_penalty": found["penalty"]}
     return Report(args.data, titles([a.model for a in asked]), networks, scores, settings)
+
+
+def _other(args: argparse.Namespace, size: int) -> Dataset:
+    """The data of ``--transfer``; mistakes in it name that flag."""
+    from akd.data.dataset import DataConfig, load, readers
+
+    readers.get(args.transfer, key="--transfer")
+    try:
+        return load(DataConfig(name=args.transfer, dir=args.transfer_dir, image_size=size))
+    except ExperimentError as error:
+        problem = error.problem.replace("--data-dir", "--transfer-dir")
+        raise ExperimentError(problem, key="--transfer", value=args.transfer) from None
 
 
 def titles(models: Sequence[str]) -> list[str]:
@@ -223,19 +235,35 @@ def titles(models: Sequence[str]) -> list[str]:
     return found
 
 
-def table(report: Report) -> Table:
-    """A column for each network, a row for each metric."""
+#: Columns: of a number with its unit, and of a title before it is folded; and what is left between them.
+_NUMBER, _TITLE, _GAP = 8, 24, 2
+
+
+def tables(report: Report, width: int) -> list[Table]:
+    """A column for each network, a row for each metric; further tables for what ``width`` does not hold."""
     from rich.table import Table
 
-    shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    images = int(report.scores[0]["images"])
-    shown.add_column(f"{report.data}, {images:,} test images")
-    for title in report.titles:
-        shown.add_column(title, justify="right", overflow="fold")
-    for name, words, per_cent in _rows(report):
-        values = [score[name] for score in report.scores]
-        shown.add_row(words, *(f"{100 * v:.2f} %" if per_cent else f"{v:.4f}" for v in values))
-    return shown
+    head = f"{report.data}, {int(report.scores[0]['images']):,} test images"
+    label = max(len(head), *(len(words) for _, words, _ in _rows(report))) + _GAP
+    widest = max(_NUMBER, min(_TITLE, width - label - _GAP))
+    widths = [min(widest, max(_NUMBER, len(title))) for title in report.titles]
+    blocks: list[list[int]] = [[]]
+    for at, own in enumerate(widths):
+        taken = label + sum(widths[k] + _GAP for k in blocks[-1])
+        if blocks[-1] and taken + own + _GAP > width:
+            blocks.append([])
+        blocks[-1].append(at)
+    found = []
+    for block in blocks:
+        shown = Table(box=None, padding=(0, _GAP, 0, 0), header_style="bold")
+        shown.add_column(head, no_wrap=True)
+        for at in block:
+            shown.add_column(report.titles[at], justify="right", overflow="fold", width=widths[at])
+        for name, words, per_cent in _rows(report):
+            values = [report.scores[at][name] for at in block]
+            shown.add_row(words, *(f"{100 * v:.2f} %" if per_cent else f"{v:.4f}" for v in values))
+        found.append(shown)
+    return found
 
 
 def _rows(report: Report) -> list[tuple[str, str, bool]]:
@@ -271,7 +299,10 @@ def run(args: argparse.Namespace) -> None:
     from akd.terminal import standard_console
 
     console = standard_console()
-    console.print(table(report))
+    for at, block in enumerate(tables(report, console.width)):
+        if at:
+            console.print()
+        console.print(block)
     if file is not None:
         from akd import checkpoint
 

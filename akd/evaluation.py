@@ -163,7 +163,11 @@ def _named(asked: Asked, dataset: Dataset) -> nn.Module:
     model, key = asked.model, asked.flags[0]
     if _is_folder(model):
         problem = "holds no student that akd handed over: there is no config.json in it, nor in a student/ in it"
+        winner = Path(model).expanduser() / "champion"
+        problem += f"; the winner of the study is {winner}" if handed_over(str(winner)) else ""
         raise ExperimentError(problem, key=key, value=model)
+    if ":" not in model and len(Path(model).parts) > 1:  # no name has a slash
+        raise ExperimentError("there is no such folder", key=key, value=model)
     if asked.weights is None and networks.registered(model):
         raise ExperimentError(f"has random weights; give a file with {asked.flags[1]}", key=key, value=model)
     size = dataset.size

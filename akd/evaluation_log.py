@@ -12,11 +12,16 @@ import yaml
 
 from akd.errors import AkdError
 from akd.logged import default_uri, experiment_title, scrubbed
+from akd.summary import program, shown_path
 from akd.tracking import connect
 
 if TYPE_CHECKING:
     from akd.evaluate_verb import Report
     from akd.evaluation import Network
+
+
+#: Metrics that final runs have as well.
+CALLED = {"top1": "accuracy", "nll": "loss"}
 
 
 def origin(network: Network, data: str) -> tuple[str, dict[str, str]]:
@@ -45,29 +50,34 @@ def origin(network: Network, data: str) -> tuple[str, dict[str, str]]:
 
 
 def log(report: Report, tracking_uri: str | None, output: Path) -> list[str]:
-    """Write a run for each network, with metrics ``test/<metric>``.
+    """Write a run for each network, with metrics ``test/<metric>``; those a final run has too are called as there.
 
     Args:
         tracking_uri: default ``$MLFLOW_TRACKING_URI``, else the store under ``output``.
 
     Returns:
-        A line for each run: where it is.
+        A line for each run: where it is; and what shows them.
 
     Raises:
         AkdError: MLflow did not take it; in one line, without credentials.
     """
     output = output.absolute()
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(output)
-    lines = []
+    lines, study = [], ""
     try:
         for at, network in enumerate(report.networks):
             experiment, tags = origin(network, report.data)
+            study = study or tags.get("akd.study", "")
             run = _write(report, at, uri, output, experiment, tags)
             lines.append(f"MLflow run {run}: {report.titles[at]}, in {experiment!r}")
     except Exception as error:  # whatever MLflow, the network or the disk raises
         reason = scrubbed(str(error).splitlines()[0])[:200] if str(error) else type(error).__name__
         raise AkdError(f"MLflow did not take the evaluation: {reason}") from None
-    return lines
+    if "://" in uri and not uri.startswith("sqlite:"):
+        return [*lines, f"to be seen at {scrubbed(uri)}"]
+    words = [program(), "ui", *([study] if study else [])]
+    words += ["--output", shown_path(output)] if output != Path("runs").absolute() else []
+    return [*lines, f"to be seen with: {' '.join(words)}"]
 
 
 def _write(report: Report, at: int, uri: str, output: Path, experiment: str, tags: dict[str, str]) -> str:
@@ -86,7 +96,7 @@ def _write(report: Report, at: int, uri: str, output: Path, experiment: str, tag
     run_id = client.create_run(experiment_id, start_time=now, tags=tags, run_name=name).info.run_id
     facts = {"data": report.data, "model": network.name, **report.settings}
     params = [Param(key, str(value)[:6000]) for key, value in facts.items()]
-    metrics = [Metric(f"test/{key}", value, now, 0) for key, value in report.scores[at].items()]
+    metrics = [Metric(f"test/{CALLED.get(key, key)}", value, now, 0) for key, value in report.scores[at].items()]
     client.log_batch(run_id, metrics=metrics, params=params)
     client.set_terminated(run_id, "FINISHED")
     return str(run_id)

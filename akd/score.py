@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import html
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,20 +21,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from akd.config import resolve
 from akd.data import DataConfig, TrainData, load, split
 from akd.data.loader import DeviceLoader
 from akd.data.pick import Scorer, entropy
 from akd.data.policies import augments, create_policy
 from akd.errors import ExperimentError
+from akd.evaluate_verb import numbers
+from akd.evaluation import Asked, open_network, sized_for
 from akd.models import Output
-from akd.settings import Origins
-from akd.teacher import keep
+from akd.teacher.keep import read_config
 from akd.teacher.source import Renormalised
 from akd.world import ALONE
 
 #: The recipe's subsets: 5 batches of 64 images.
 BATCH, BATCHES = 64, 5
+DESCRIPTION = (
+    "Rank augmentations for a teacher, without training a student: the less the teacher's mean probabilities vary "
+    "between subsets of augmented images (T. stddev), the lower students' test losses were. Prints a table, best "
+    "first, and writes a page with bars."
+)
 STANDARD = "standard view alone"
 
 
@@ -183,50 +187,39 @@ def plot(scores: Sequence[Score], title: str) -> str:
 
 
 def _parser(base: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    parser = base(prog="akd data score", allow_abbrev=False, description="Rank augmentations for a teacher.")
+    parser = base(prog="akd data score", allow_abbrev=False, description=DESCRIPTION)
     parser.add_argument("--data", required=True, metavar="NAME", help="data set (akd list data)")
     parser.add_argument("--data-dir", metavar="DIR", help="default $AKD_DATA_DIR or ~/.cache/akd/data")
-    parser.add_argument("--teacher", metavar="NAME", help="network (akd list models); needs --teacher-weights")
+    parser.add_argument("--teacher", metavar="NAME", help="network with its weights, or the folder of one akd trained")
     parser.add_argument("--teacher-weights", metavar="FILE", help="safetensors, or a file of torch.save")
-    parser.add_argument("--teacher-folder", metavar="DIR", help="a teacher akd trained, in place of the two")
-    parser.add_argument("--mean", metavar="M,M,M", help="normalisation of the weights; default the data set's")
+    parser.add_argument("--mean", metavar="M,M,M", help="the network's normalisation; default the data set's")
     parser.add_argument("--std", metavar="S,S,S", help="goes with --mean")
     parser.add_argument("--augment", metavar="NAMES", help="policies with commas between; default all")
     parser.add_argument("--epochs", type=int, default=5, metavar="N", help="passes over the images; default 5")
     parser.add_argument("--images", type=int, metavar="N", help="use only this many training images")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of order and augmentation")
-    parser.add_argument("--plot", default="augmentations.html", metavar="FILE", help="page with the bars")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of order and augmentation; default 0")
+    parser.add_argument(
+        "--plot", default="augmentations.html", metavar="FILE", help="page with the bars; default augmentations.html"
+    )
     return parser
 
 
-def _teacher(args: argparse.Namespace, data: TrainData, device: str) -> tuple[str, nn.Module]:
-    """Name and network of the teacher that was asked for, for images normalised as the data set's."""
-    if not args.teacher_folder:
-        return args.teacher, _given(args, data).to(device)
-    for flag in ("teacher", "teacher_weights", "mean", "std"):
-        if getattr(args, flag):
-            problem = "has no effect: the folder holds network, weights and normalisation"
-            raise ExperimentError(problem, key=f"--{flag.replace('_', '-')}")
-    folder = Path(args.teacher_folder).expanduser()
-    handed = (folder / "config.json").is_file()
-    config = folder / "config.json" if handed else folder / "student" / "config.json"
-    if not config.is_file():
-        raise ExperimentError("holds no network: config.json is missing", key="--teacher-folder", value=str(folder))
-    name = json.loads(config.read_text(encoding="utf-8"))["model"]
-    return name, keep.load_student(folder, device) if handed else keep.load_teacher(folder, device)
+def _asked(args: argparse.Namespace) -> Asked:
+    """The teacher that was named."""
+    if not args.teacher:
+        problem = "is missing: a trained network, --teacher NAME with --teacher-weights FILE, or a folder of one"
+        raise ExperimentError(problem, key="--teacher")
+    flags = ("--teacher", "--teacher-weights", "--mean", "--std")
+    weights = Path(args.teacher_weights).expanduser() if args.teacher_weights else None
+    return Asked(args.teacher, weights, numbers("--mean", args.mean), numbers("--std", args.std), flags=flags)
 
 
-def _given(args: argparse.Namespace, data: TrainData) -> nn.Module:
-    if not args.teacher or not args.teacher_weights:
-        problem = "needs a trained teacher: --teacher NAME with --teacher-weights FILE, or --teacher-folder DIR"
-        raise ExperimentError(problem)
-    own = {"mean": numbers("--mean", args.mean), "std": numbers("--std", args.std)}
-    weights = str(Path(args.teacher_weights).expanduser())
-    flags = {"teacher.name": "--teacher", "teacher.weights": "--teacher-weights"}
-    flags |= {f"teacher.{name}": f"--{name}" for name in own}
-    tree = {"teacher": {"name": args.teacher, "weights": weights, **own}}
-    net = keep.build(resolve(tree, Origins(flags)), data)
-    return Renormalised(net, own["mean"], own["std"], data.dataset.mean, data.dataset.std) if own["mean"] else net
+def _opened(asked: Asked, data: TrainData, device: str) -> tuple[str, nn.Module]:
+    """Name and network of a teacher, for images normalised as the data set's."""
+    network = open_network(asked, data.dataset, device)
+    name = read_config(network.folder)["model"] if network.folder else network.name
+    own, theirs = (data.dataset.mean, data.dataset.std), (network.mean, network.std)
+    return name, network.net if own == theirs else Renormalised(network.net, *theirs, *own).to(device)
 
 
 def _chosen(names: str | None) -> dict[str, Any]:
@@ -236,14 +229,6 @@ def _chosen(names: str | None) -> dict[str, Any]:
     for name in names.split(","):
         augments.get(name, key="--augment")
     return {name: known[name] for name in names.split(",")}
-
-
-def numbers(flag: str, text: str | None) -> tuple[float, ...]:
-    """``0.5,0.4,0.4`` as numbers; nothing for nothing."""
-    try:
-        return tuple(float(v) for v in text.strip("[]() ").split(",")) if text else ()
-    except ValueError:
-        raise ExperimentError("must be numbers with commas between", key=flag, value=text) from None
 
 
 def run(arguments: Sequence[str], base: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> None:
@@ -258,9 +243,10 @@ def run(arguments: Sequence[str], base: type[argparse.ArgumentParser] = argparse
             raise ExperimentError("must be a whole number >= 1", key=flag, value=value)
     policies = _chosen(args.augment)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = DataConfig(name=args.data, dir=args.data_dir, subset=args.images)
+    asked = _asked(args)
+    config = sized_for(DataConfig(name=args.data, dir=args.data_dir, subset=args.images), [asked])
     data = split(config, load(config))
-    name, net = _teacher(args, data, device)
+    name, net = _opened(asked, data, device)
     console = standard_console()
     scores = score_policies(
         net.eval(),

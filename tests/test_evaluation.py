@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from akd.cli import main
 from akd.config import resolve
 from akd.data import load, split
 from akd.data.dataset import DataConfig, Dataset, readers
-from akd.evaluate_verb import titles
+from akd.evaluate_verb import Report, tables, titles
 from akd.evaluation import Asked, Network, evaluate_model, evaluate_networks, open_network, sized_for
 from akd.folder import Run, create, export
 from akd.logged import default_uri
@@ -187,6 +188,28 @@ def test_titles(tmp_path: Path) -> None:
     assert titles(["resnet8", "resnet8", "wrn_16_1"]) == ["resnet8 (1)", "resnet8 (2)", "wrn_16_1"]
 
 
+@pytest.mark.parametrize("width", [40, 80, 100, 250])
+def test_networks_that_a_terminal_does_not_hold_go_below(width: int) -> None:
+    """Every number whole, every title once, every row's name whole; nothing wider than the terminal."""
+    from rich.console import Console
+
+    names = ["champion", *(f"kd-seed{k}" for k in range(8)), "torchvision:efficientnet_v2_large_and_more"]
+    scores = [{"images": 360.0, "top1": k / 10, "ece": 0.1, "nll": 1.5 + k, "noise_0.1_top1": 0.25} for k in range(10)]
+    console = Console(width=width, record=True, file=io.StringIO())
+    blocks = tables(Report("digits", names, [], scores), width)
+    for block in blocks:
+        console.print(block)
+    text = console.export_text()
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert max(map(len, lines)) <= max(width, 49)  # a name and one number are never cut
+    assert "…" not in text
+    assert (len(blocks) == 1) == (width == 250)
+    assert sum(line.startswith("calibration error (ECE) ") for line in lines) == len(blocks)
+    found = [v for line in lines if line.startswith("top-1 accuracy") for v in line.split()[2::2]]
+    assert found == [f"{10.0 * k:.2f}" for k in range(10)]
+    assert [w for line in lines if line.startswith("digits, 360") for w in line.split()[4:]][:9] == names[:9]
+
+
 def test_a_handed_over_student(tmp_path: Path, weights: Path) -> None:
     student(tmp_path / "s")
     assert evaluate_model(DIGITS, str(tmp_path / "s"), device="cpu") == evaluate_model(
@@ -219,11 +242,13 @@ class TestLogged:
         told = {n["name"]: n["metrics"] for n in json.loads((tmp_path / "found.json").read_text())["networks"]}
         for run in [*beside, other]:
             title = run.info.run_name.removeprefix("evaluation of ")
-            assert run.data.metrics == pytest.approx({f"test/{k}": v for k, v in told[title].items()})
+            called = {"top1": "accuracy", "nll": "loss"}  # as in a final run
+            assert run.data.metrics == pytest.approx({f"test/{called.get(k, k)}": v for k, v in told[title].items()})
             assert run.data.tags["akd.kind"] == "evaluation"
             assert run.data.params["data"] == "digits"
             assert run.info.status == "FINISHED"
             assert run.info.run_id in said
+        assert said.endswith(f"to be seen with: akd ui s --output {tmp_path / 'runs'}\n")
 
     def test_a_store_that_cannot_be_written(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         folder = student(tmp_path / "s")
@@ -323,6 +348,12 @@ def test_colour_for_a_network_of_grey_images(colour: str, weights: Path, capsys:
         (["--model", "S", "--noise", "loud"], "--noise = 'loud': must be numbers with commas"),
         (["--model", "S", "--seed", "-1"], "--seed = '-1': must be a whole number >= 0"),
         (["--model", "S", "--transfer", "digit"], "there is no such data set, did you mean 'digits'?"),
+        (["--model", "S", "--transfer", "digit"], "akd: --transfer = 'digit': "),
+        (["--model", "S", "--transfer", "cifar10", "--transfer-dir", "no"], "--transfer = 'cifar10': "),
+        (["--model", "S", "--transfer", "cifar10", "--transfer-dir", "no"], "name its folder with --transfer-dir"),
+        (["--model", "runs/nothing"], "--model = 'runs/nothing': there is no such folder"),
+        (["--model", "STUDY"], "--model = 'study': holds no student that akd handed over: there is no config.json in"),
+        (["--model", "STUDY"], "; the winner of the study is study/champion"),
         (["--model", "S", "--transfer-dir", "x"], "--transfer-dir = 'x': has no effect without --transfer"),
         (["--model", "S", "--json", "no/where"], "--json = 'no/where': there is no such folder"),
         (["--model", "S", "--output", "x"], "--output = 'x': has no effect without --log"),
@@ -348,7 +379,8 @@ def test_mistakes(
     (student(Path("empty")) / "student.safetensors").write_bytes(b"")
     config = json.loads((student(Path("other")) / "config.json").read_text())
     (Path("other") / "config.json").write_text(json.dumps(config | {"num_classes": 7}))
-    words = {"W": "w.pth", "S": "s", "BAD": "bad", "EMPTY": "empty", "OTHER": "other"}
+    student(Path("study/champion"))
+    words = {"W": "w.pth", "STUDY": "study", "S": "s", "BAD": "bad", "EMPTY": "empty", "OTHER": "other"}
     assert main(["evaluate", "--data", "digits", *(words.get(a, a) for a in arguments)]) == 2
     error = capsys.readouterr().err
     assert message in error

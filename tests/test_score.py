@@ -142,14 +142,17 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("more", "words"),
         [
-            ([], ["--teacher-weights", "--teacher-folder"]),
-            (["--teacher", "resnet8"], ["needs a trained teacher"]),
-            (["--teacher-folder", "nowhere"], ["--teacher-folder = 'nowhere'", "config.json is missing"]),
-            (["--teacher-folder", "x", "--teacher", "resnet8"], ["--teacher:", "has no effect"]),
+            ([], ["--teacher: is missing", "--teacher-weights FILE", "folder"]),
+            (
+                ["--teacher", "resnet8"],
+                ["--teacher = 'resnet8': has random weights; give a file with --teacher-weights"],
+            ),
+            (["--teacher", "runs/teachers/x"], ["--teacher = 'runs/teachers/x': there is no such folder"]),
+            (["--teacher", "."], ["--teacher = '.': holds no student that akd handed over"]),
             (["--augment", "cutmx"], ["--augment = 'cutmx'", "did you mean 'cutmix'"]),
             (["--epochs", "0"], ["--epochs = 0", ">= 1"]),
             (["--epochz", "1"], ["unrecognized arguments"]),
-            (["--teacher", "resnet8", "--teacher-weights", "no.pt"], ["--teacher-weights: teacher.weights = 'no.pt'"]),
+            (["--teacher", "resnet8", "--teacher-weights", "no.pt"], ["--teacher-weights = 'no.pt': there is no such"]),
             (["--teacher", "resnet8", "--teacher-weights", "x", "--mean", "a"], ["--mean = 'a'", "numbers"]),
         ],
     )
