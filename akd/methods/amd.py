@@ -11,10 +11,11 @@ object. With scale s and margin m,
 each of them over its length, L = mean of the three mean squared differences between student and teacher. The local form
 takes the same lengths and differences in the four quarters of the map, with a that of the whole map.
 
-No weight of the term is published; 1000 is that of attention transfer, which has this term's scale. Mended: G is
-log-sigmoid(P - N), which does not overflow; cos(m arccos a) keeps its finite slope m^2 at a = 1; the local form, which
-as released fails before its first step. Maps of different sizes, which it does not take, are pooled: energies, not
-features.
+No weight of the term is published; 1000 is that of attention transfer, which has this term's scale, 1 / (h w).
+
+Mended: G is log-sigmoid(P - N), which does not overflow; cos(m arccos a) keeps its finite slope m^2 at a = 1; the local
+form, which as released fails before its first step. Maps of different sizes, which it does not take, are pooled:
+energies, not features.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class AMDConfig:
     """Settings of AMD."""
 
     name: str = setting("amd", choices=["amd"])
-    weight: float = setting(1000.0, low=0, help="weight of the sum over stages; searched in 100 to 10000, log")
+    weight: float = setting(1000.0, low=0, help="weight of the sum over stages; searched in 1 to 10000, log")
     ce_weight: float = setting(1.0, low=0, help="weight of the hard-label term")
     margin: float = setting(1.35, low=1, high=2, help="multiplies the angle of the attended part; searched in 1 to 2")
     scale: float = setting(64.0, above=0, help="of both parts; searched in 8 to 64, log")

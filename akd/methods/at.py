@@ -3,8 +3,9 @@
     L = sum over stages of mean_i (Q_s / |Q_s| - Q_t / |Q_t|)_i^2,      Q = sum_c F_c^2
 
 Q is a map's energy, flattened. The paper sums the differences' length; its released code, and with it the published
-weight of 1000, takes the mean of their squares over images and places. Maps of different sizes are pooled to the
-smaller, energies and not features, so that a cached attention map serves as well as the map.
+weight of 1000, takes the mean of their squares over images and places. The squares sum to at most 2, however many there
+are, so the mean goes as 1 / (H W): a weight for 32x32 images is 16 times too heavy for 8x8 ones. Maps of unlike
+sizes are pooled to the smaller, energies and not features, so that a cached attention map serves as well as the map.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class ATConfig:
     """Settings of attention transfer."""
 
     name: str = setting("at", choices=["at"])
-    weight: float = setting(1000.0, low=0, help="weight of the sum over stages; searched in 100 to 10000, log")
+    weight: float = setting(1000.0, low=0, help="weight of the sum over stages; searched in 1 to 10000, log")
     ce_weight: float = setting(1.0, low=0, help="weight of the hard-label term")
     stages: tuple[int, ...] = setting((-3, -2, -1), help="maps compared, 0 the stem, negative from the deep end")
 

@@ -8,8 +8,8 @@ A row for the student alone, for every host over the plain teacher, and for ever
 ``--trials`` configurations of ``--epochs`` epochs from one seed. The best of them is trained again from ``--seeds``
 other seeds, which is what to read. Images, split, teacher, student, epochs, trials and the range of the learning rate
 are the same for all; the student alone has nothing but its learning rate to tune. The shipped spaces are written for
-60 epochs of 32x32 images: what they count in epochs is scaled to the length here, weights that go with the number of
-pixels to the size here. Epochs of heads, before the student's, come on top: they are in the seconds.
+60 epochs: what they count in epochs is scaled to the length here. Epochs of heads, before the student's, come on top:
+they are in the seconds.
 
 Digits say that a method works and what it costs. They do not say which one is best on natural images: 300 images of
 8x8 pixels are learned in seconds, and methods lie closer together than seeds. On two quiet cores the whole table takes
@@ -64,8 +64,6 @@ COMMON: dict[str, Any] = {
 }
 #: Higher than in the shipped spaces: a run has 64 steps.
 LR = {"type": "float", "low": 0.02, "high": 0.5, "log": True}
-#: Hosts that divide what is summed over a map's positions by their number; digits' maps have 8x8 positions for 32x32.
-PER_POSITION, POSITIONS = ("amd", "at"), 8 * 8 / (32 * 32)
 
 
 @dataclass(frozen=True)
@@ -141,17 +139,12 @@ def entry(name: str, budget: Budget) -> tuple[Experiment, Space, float]:
 
 
 def fitted(experiment: Experiment, scale: float) -> Experiment:
-    """The experiment with the method's settings for runs of this length and images of this size.
-
-    Scaled are slow starts, head epochs (of which one stays), and weights of the hosts ``PER_POSITION``.
-    """
+    """The experiment with the method's slow start and head epochs (of which one stays) for runs of this length."""
     method, values = experiment.method, {}
     if getattr(method.host, "ramp_epochs", 0):
         values["method.host.ramp_epochs"] = round(scale * method.host.ramp_epochs)
     if method.warmup_epochs:
         values["method.views.head_warmup_epochs"] = max(1, round(scale * method.warmup_epochs))
-    if method.host_name in PER_POSITION:
-        values["method.host.weight"] = POSITIONS * method.host.weight
     return experiment.with_values(values)
 
 

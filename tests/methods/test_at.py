@@ -43,6 +43,13 @@ def test_golden() -> None:
     assert float(at_loss(s, t)) == pytest.approx(0.4, rel=1e-12)
 
 
+def test_goes_with_the_number_of_positions() -> None:
+    """The same pattern on four times as many pixels a side is a sixteenth, whatever the pattern."""
+    s, t = draw(3, 2, 8, 8, seed=1), draw(3, 4, 8, 8, seed=2)
+    large = at_loss(*(x.repeat_interleave(4, 2).repeat_interleave(4, 3) for x in (s, t)))
+    assert float(large) == pytest.approx(float(at_loss(s, t)) / 16, rel=1e-9)
+
+
 def test_gradient() -> None:
     s, t = draw(2, 3, 4, 4, seed=1).requires_grad_(), draw(2, 2, 5, 5, seed=2)
     assert torch.autograd.gradcheck(lambda x: at_loss(x, t), (s,))

@@ -90,6 +90,15 @@ class TestLoss:
         entries = [0.5625 - 0.25, 0.1875 - 0.25, 0.1875 - 0.25, 0.0625 - 0.25]
         assert float(of_classes) == pytest.approx(sum(e * e for e in entries) / 2, rel=1e-12)
 
+    @pytest.mark.parametrize(("rows", "classes"), [(6, 3), (20, 5), (60, 10)])
+    def test_levels_go_with_batch_and_classes(self, rows: int, classes: int) -> None:
+        """A sure teacher of balanced classes, a student that knows nothing: the scales that the docstring names."""
+        log_q = (torch.eye(classes, dtype=torch.float64).repeat(rows // classes, 1)).clamp(min=1e-300).log()
+        log_p = torch.full_like(log_q, -math.log(classes))
+        _, batch, of_classes = levels(log_p[None], log_q[None])
+        assert float(batch) == pytest.approx(rows / classes * (1 - 1 / classes), rel=1e-9)
+        assert float(of_classes) == pytest.approx((rows / classes) ** 2 * (1 - 1 / classes), rel=1e-9)
+
     def test_gradient(self) -> None:
         student, teacher = logits(2, 3, 4, seed=1).requires_grad_(), logits(2, 3, 4, seed=2)
         assert torch.autograd.gradcheck(lambda s: mlkd_losses(s, teacher, (2.0, 4.0)), (student,))
