@@ -46,7 +46,8 @@ class Method(nn.Module):
 
     ``forward(student, teacher, batch)`` gives named, unweighted scalar terms, each a mean over the batch it is given;
     their weights live in the configuration and :meth:`weights` names them. Parameters of a method are trained with
-    the student, checkpointed, and never exported.
+    the student, checkpointed, and never exported. Before a search every form of a method is built without weights, on
+    torch's meta device, or with them if it reads values as it is built: settings that cannot work are refused there.
 
     Attributes:
         needs: what the teacher has to give; empty means no teacher at all.
