@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weights", action=_Own, metavar="FILE", help="safetensors, or a file of torch.save")
     add("--mean", action=_Own, metavar="M,M,M", help="the network's normalisation; default the data set's")
     add("--std", action=_Own, metavar="S,S,S", help="goes with --mean")
-    add("--teacher", metavar="NAME", help="network or folder whose answers the networks are compared with")
+    add("--teacher", metavar="NAME", help="network or folder to compare answers with; of a study: its teacher")
     add("--teacher-weights", metavar="FILE", help="its weights")
     add("--teacher-mean", metavar="M,M,M", help="its normalisation")
     add("--teacher-std", metavar="S,S,S", help="goes with --teacher-mean")
@@ -128,7 +128,7 @@ def asked_networks(typed: Sequence[tuple[str, str]]) -> list[Asked]:
 
 
 def _teacher(args: argparse.Namespace) -> Asked | None:
-    from akd.evaluation import Asked
+    from akd.evaluation import Asked, teacher_of
 
     if args.teacher is None:
         for name in _OWN:
@@ -136,7 +136,7 @@ def _teacher(args: argparse.Namespace) -> Asked | None:
                 raise ExperimentError("has no effect without --teacher", key=f"--teacher-{name}", value=value)
         return None
     return Asked(
-        args.teacher,
+        teacher_of(args.teacher),
         Path(args.teacher_weights).expanduser() if args.teacher_weights else None,
         numbers("--teacher-mean", args.teacher_mean),
         numbers("--teacher-std", args.teacher_std),

@@ -86,6 +86,17 @@ def handed_over(model: str) -> Path | None:
         return None
 
 
+def teacher_of(model: str) -> str:
+    """The folder of its teacher where ``model`` is a study's; else ``model``."""
+    folder = Path(model).expanduser()
+    try:
+        tags = json.loads((folder / "run.json").read_text(encoding="utf-8"))["tags"]
+        found = folder.absolute().parent / "teachers" / tags["teacher_hash"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return model
+    return str(found) if handed_over(str(found)) else model
+
+
 def _is_folder(model: str) -> bool:
     try:
         return Path(model).expanduser().is_dir()

@@ -27,7 +27,7 @@ from akd.data.pick import Scorer, entropy
 from akd.data.policies import augments, create_policy
 from akd.errors import ExperimentError
 from akd.evaluate_verb import numbers
-from akd.evaluation import Asked, open_network, sized_for
+from akd.evaluation import Asked, open_network, sized_for, teacher_of
 from akd.models import Output
 from akd.teacher.keep import read_config
 from akd.teacher.source import Renormalised
@@ -190,7 +190,9 @@ def _parser(base: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     parser = base(prog="akd data score", allow_abbrev=False, description=DESCRIPTION)
     parser.add_argument("--data", required=True, metavar="NAME", help="data set (akd list data)")
     parser.add_argument("--data-dir", metavar="DIR", help="default $AKD_DATA_DIR or ~/.cache/akd/data")
-    parser.add_argument("--teacher", metavar="NAME", help="network with its weights, or the folder of one akd trained")
+    parser.add_argument(
+        "--teacher", metavar="NAME", help="network with its weights; folder of one, or of a study: its teacher"
+    )
     parser.add_argument("--teacher-weights", metavar="FILE", help="safetensors, or a file of torch.save")
     parser.add_argument("--mean", metavar="M,M,M", help="the network's normalisation; default the data set's")
     parser.add_argument("--std", metavar="S,S,S", help="goes with --mean")
@@ -211,7 +213,9 @@ def _asked(args: argparse.Namespace) -> Asked:
         raise ExperimentError(problem, key="--teacher")
     flags = ("--teacher", "--teacher-weights", "--mean", "--std")
     weights = Path(args.teacher_weights).expanduser() if args.teacher_weights else None
-    return Asked(args.teacher, weights, numbers("--mean", args.mean), numbers("--std", args.std), flags=flags)
+    return Asked(
+        teacher_of(args.teacher), weights, numbers("--mean", args.mean), numbers("--std", args.std), flags=flags
+    )
 
 
 def _opened(asked: Asked, data: TrainData, device: str) -> tuple[str, nn.Module]:

@@ -19,7 +19,7 @@ from akd.config import resolve
 from akd.data import load, split
 from akd.data.dataset import DataConfig, Dataset, readers
 from akd.evaluate_verb import Report, tables, titles
-from akd.evaluation import Asked, Network, evaluate_model, evaluate_networks, open_network, sized_for
+from akd.evaluation import Asked, Network, evaluate_model, evaluate_networks, open_network, sized_for, teacher_of
 from akd.folder import Run, create, export
 from akd.logged import default_uri
 from akd.models import seeded_model
@@ -125,6 +125,16 @@ class TestNetworks:
         (tmp_path / "run" / "student" / "config.json").write_text(json.dumps(config))
         found = evaluate_model(DIGITS, str(tmp_path / "run"), device="cpu")
         assert (found["top1"], found["top5"]) == pytest.approx(by_hand(0.5, 0.25))
+
+    def test_the_teacher_of_a_study_is_that_it_learned_from(self, tmp_path: Path) -> None:
+        study, hashed = tmp_path / "runs" / "s", "0123456789abcdef"
+        assert teacher_of("resnet8") == "resnet8"
+        create(study, resolve({}), Run("study", "s", tags={"teacher_hash": hashed}))
+        assert teacher_of(str(study)) == str(study)  # which is refused where it is opened
+        student(tmp_path / "runs" / "teachers" / hashed / "student")
+        assert teacher_of(str(study)) == str(tmp_path / "runs" / "teachers" / hashed)
+        (study / "run.json").write_text("{}")
+        assert teacher_of(str(study)) == str(study)
 
     def test_images_of_any_size_follow_a_handed_over_student(self, tmp_path: Path) -> None:
         folder = student(tmp_path / "s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 
 from akd.checkpoint import save_tensors
 from akd.cli import main
+from akd.config import resolve
 from akd.data import DataConfig, TrainData, load, split
 from akd.data.loader import DeviceLoader
 from akd.data.policies import augments, create_policy
 from akd.errors import ExperimentError
+from akd.folder import export
 from akd.models import Output, seeded_model
 from akd.score import STANDARD, Score, default_policies, plot, score_policies, standard_error, t_stddev
 from akd.world import ALONE
@@ -138,6 +141,28 @@ class TestCommand:
         other = capsys.readouterr().out
         assert same == out
         assert other != out
+
+    def test_a_folder_is_the_network_in_it(
+        self, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Of a student or a teacher, with its own normalisation, which is not that of the data set here."""
+        words = ["data", "score", "--data", "digits", "--images", "400", "--epochs", "2", "--augment", "cutout"]
+        words += ["--plot", str(tmp_path / "plot.html"), "--teacher"]
+        normalised = ["--mean", "0.25", "--std", "0.5"]
+        assert main([*words, "resnet8", "--teacher-weights", str(weights), *normalised]) == 0
+        named = capsys.readouterr().out
+        experiment = resolve({"data": "digits", "student": "resnet8"})
+        data = split(experiment.data, load(experiment.data))
+        student = tmp_path / "teachers" / "hash" / "student"
+        export(student, seeded_model("resnet8", 10, seed=0, in_channels=1), experiment, data, {})
+        config = json.loads((student / "config.json").read_text(encoding="utf-8"))
+        config["normalise"] |= {"mean": [0.25], "std": [0.5]}
+        (student / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        for folder in (student, student.parent):
+            assert main([*words, str(folder)]) == 0
+            assert capsys.readouterr().out == named
+        assert main([*words, str(student), "--teacher-weights", str(weights)]) == 2
+        assert "--teacher-weights = " in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("more", "words"),
