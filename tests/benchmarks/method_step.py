@@ -1,7 +1,7 @@
 """What every method adds to a student's step, the teacher's outputs given: one row a method, taken from the registry.
 
     .venv/bin/python tests/benchmarks/method_step.py [--only WORD ...] [--threads 1] [--rounds 25] [--device cpu]
-                                                     [STUDENT ...]
+                                                     [--clock wall] [STUDENT ...]
 
 For each student the training loop's own epoch runs in turn with hard labels only and with every method at its defaults;
 what is printed are medians of the rounds' ratios to the plain step. A host whose settings name several forms has a row
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -131,7 +132,7 @@ def build(method: Any, student: str, source: GivenTeacher, data: TrainData, devi
     return state, loader, Stepper(net, built, given, world=ALONE, amp=device.type == "cuda")
 
 
-def compare(student: str, only: list[str], rounds: int, steps: int, device: torch.device) -> None:
+def compare(student: str, only: list[str], rounds: int, steps: int, device: torch.device, clock: str) -> None:
     """Measure one student and print its rows."""
     teacher, heads = STUDENTS[student]
     data, source = random_images(steps), GivenTeacher(teacher, device)
@@ -149,9 +150,11 @@ def compare(student: str, only: list[str], rounds: int, steps: int, device: torc
     seconds: dict[str, list[float]] = {row: [] for row in runs}
     for epoch in range(1, rounds + 2):  # the first round warms up
         for row, (state, loader, stepper) in runs.items():
+            began = time.process_time()
             metrics = _train_epoch(state, loader, stepper, epoch)
+            used = time.process_time() - began
             if epoch > 1:
-                seconds[row].append(metrics["time/epoch_s"] / steps)
+                seconds[row].append((used if clock == "cpu" else metrics["time/epoch_s"]) / steps)
     for row, times in seconds.items():
         ratios = sorted(t / plain for t, plain in zip(times, seconds["none"], strict=True))
         target = TARGETS.get((student, row), TARGETS.get(row))
@@ -172,12 +175,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--steps", type=int, default=1, help="of each in turn; few on a machine that others use")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: on a machine that others use")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"{'student':<12} {'of':<11} {'method':<28} {'step':>11} {'ratio':>6}  range of {args.rounds} rounds")
     for student in args.students:
         if student in list_models() and STUDENTS[student][0] in list_models():
-            compare(student, args.only, args.rounds, args.steps, torch.device(args.device))
+            compare(student, args.only, args.rounds, args.steps, torch.device(args.device), args.clock)
         else:
             print(f"{student:<12} or its teacher is no network of this installation: left out")
 
