@@ -11,7 +11,7 @@ help:
 	@echo "make ui         open MLflow on loopback at the newest study"
 	@echo "make test       set up, check the code, run the tests"
 	@echo "make test-long  the tests that take minutes"
-	@echo "make bench      time and memory of a search on this machine"
+	@echo "make bench      speed and memory on this machine: steps, loops, trials, a search"
 	@echo "make clean      remove the environment (runs/ stays)"
 
 search: setup
@@ -27,7 +27,7 @@ test-long: setup-dev
 	$(BIN)/python -m pytest -m long
 
 bench: setup
-	$(BIN)/python tests/benchmarks/search_cost.py
+	$(BIN)/python tests/benchmarks/bench.py $(ARGS)
 
 check: setup-dev
 	$(BIN)/ruff check .

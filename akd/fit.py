@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from akd import checkpoint
+from akd.allocation import keep_freed_memory
 from akd.config import Experiment, TrainConfig, whole_batches
 from akd.data.dataset import TrainData
 from akd.data.loader import DeviceLoader
@@ -28,6 +29,7 @@ from akd.errors import CheckpointError, DivergedError, ExperimentError
 from akd.methods import Method, Shapes, create_method
 from akd.metrics import Mean, evaluate, step_accuracy
 from akd.models import Output, check_images, seeded_model
+from akd.models.layout import channels_last
 from akd.step import Part, Stepper
 from akd.teacher.source import TeacherSource
 from akd.world import ALONE, World
@@ -104,7 +106,7 @@ class TrainState:
             momentum=train.momentum,
             nesterov=train.nesterov,
             weight_decay=train.weight_decay,
-            foreach=device.type == "cuda",
+            fused=device.type in ("cpu", "cuda"),
         )
 
     @property
@@ -180,7 +182,8 @@ class TrainState:
             raise CheckpointError(f"{path} belongs to another experiment: {str(error).splitlines()[0]}") from None
         for i, value in part("momentum").items():
             p = self.parameters[int(i)]
-            self.optimizer.state[p]["momentum_buffer"] = value.to(p)
+            # In the parameter's own layout, which the fused optimizer takes for granted.
+            self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(value)
         self.epoch, self.updates, self.history = state["epoch"], state["updates"], state["history"]
         self.head_epoch, self.head_history = state.get("head_epoch", 0), state.get("head_history", [])
 
@@ -304,6 +307,8 @@ def fit(
     check_workers(experiment, world.size)
     if train.threads:
         torch.set_num_threads(train.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
     loader = DeviceLoader(
         data,
         batch_size=train.batch_size,
@@ -361,6 +366,7 @@ def _networks(
     train = experiment.train
     student = build_student(experiment, data).to(loader.device, loader.dtype)
     image = next(loader.plain(data.train[:1]))[0]
+    student = channels_last(student, image)
     shapes = shapes_of(student, image, source, len(data.dataset.classes), len(data.dataset.labels))
     method = create_method(experiment.method, shapes, label_smoothing=train.label_smoothing, seed=train.seed)
     if train.micro_batch and method.relational:

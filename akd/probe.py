@@ -44,7 +44,7 @@ def features(network: Network, dataset: Dataset, images: Tensor, device: torch.d
     Grey images are repeated for a network of colour images; other sizes are resampled (bilinear, antialiased).
     """
     found = []
-    for rows in torch.arange(len(images)).split(min(batch_of(*dataset.size), batch_of(*network.size))):
+    for rows in torch.arange(len(images)).split(min(batch_of(*size, device) for size in (dataset.size, network.size))):
         batch = dataset.plain(gather(images, rows, torch.device(device)))
         if batch.shape[1] != network.channels:
             batch = batch.expand(-1, network.channels, -1, -1)

@@ -22,11 +22,13 @@ from akd import folder as run_folder
 from akd.config import Experiment, StudentConfig
 from akd.data.augment import normalise
 from akd.data.dataset import TrainData
+from akd.data.loader import evaluation_batch
 from akd.errors import ExperimentError, reason
 from akd.methods import MethodConfig
 from akd.methods.none import NoneConfig
 from akd.metrics import evaluate
 from akd.models import check_images, create_model, load_weights, networks, seeded_model
+from akd.models.layout import channels_last
 from akd.teacher.source import Renormalised
 
 
@@ -115,7 +117,7 @@ def _keep_given(folder: Path, own: Experiment, experiment: Experiment, data: Tra
     means, stds = (torch.tensor(v, dtype=torch.float64) for v in (mean, std))
     batches = (
         (normalise(dataset.plain(dataset.images[rows]), means, stds), dataset.labels[rows])
-        for rows in data.val.split(512)
+        for rows in data.val.split(evaluation_batch(dataset, "cpu"))
     )
     scores = {f"val/{k}": v for k, v in evaluate(net, batches).items()}
     facts = {"epoch": 0, "validation_accuracy": scores["val/accuracy"], "weights": Path(teacher.weights or "").name}
@@ -202,7 +204,8 @@ def load_student(folder: Path | str, device: torch.device | str = "cpu") -> nn.M
         load_weights(model, weights)
     except ExperimentError as error:
         raise ExperimentError(error.problem, key="student", value=str(weights)) from None
-    return model.to(device).eval()
+    image = torch.zeros(1, config["in_channels"], *config["image_size"], device=device)
+    return channels_last(model.to(device).eval(), image)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

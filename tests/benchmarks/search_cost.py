@@ -1,6 +1,6 @@
 """What a search costs on this machine: time, memory, and the pause between two trials of a worker.
 
-    make bench          or: .venv/bin/python tests/benchmarks/search_cost.py [ARGUMENTS OF akd search]
+    .venv/bin/python tests/benchmarks/search_cost.py [ARGUMENTS OF akd search]
 
 Runs ``akd search quickstart`` in an empty folder and samples, twice a second, the proportional set size (shared pages
 counted once) of the program and everything it started, Ray's servers and workers included.
@@ -45,8 +45,8 @@ def proportional_bytes(pid: int) -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
-def main(arguments: list[str]) -> int:
-    """Measure one search and print the table."""
+def measure(arguments: list[str]) -> list[tuple[str, str]]:
+    """One search: what was measured, by name."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "akd.cli", "search", "quickstart", "--name", "bench", *arguments]
         began, peak, known = time.monotonic(), 0, set[int]()
@@ -57,9 +57,9 @@ def main(arguments: list[str]) -> int:
             time.sleep(0.5)
         seconds = time.monotonic() - began
         if process.returncode:
-            return process.returncode
+            raise SystemExit(process.returncode)
         result = json.loads((Path(folder) / "runs/bench/result.json").read_text(encoding="utf-8"))
-    rows = [
+    return [
         ("cores", f"{len(os.sched_getaffinity(0))}"),
         ("whole command", f"{seconds:.1f} s"),
         ("of it training, all devices", f"{3600 * result['device_hours']:.1f} s"),
@@ -67,10 +67,8 @@ def main(arguments: list[str]) -> int:
         ("pause between trials, median", f"{result['start_cost_s']['median']:.3f} s"),
         ("pause between trials, largest", f"{result['start_cost_s']['largest']:.3f} s"),
     ]
-    for name, value in rows:
-        print(f"{name:<32} {value}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    for name, value in measure(sys.argv[1:]):
+        print(f"{name:<32} {value}")

@@ -324,6 +324,21 @@ class TestMethod:
         with NoReads():
             total(method, method(student, teacher, batch)).backward()
 
+    def test_maps_may_lie_channels_last(self, spec: Spec) -> None:
+        def turned(output: Output) -> Output:
+            return map_output(output, lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t)
+
+        pair, found = self.pair(spec, torch.float64), []
+        for student, teacher in (pair, tuple(map(turned, pair))):
+            method = build(spec).double()
+            student = map_output(student, lambda t: t.detach().requires_grad_())
+            terms = method(student, teacher, make_batch())
+            total(method, terms).backward()
+            grads = [t.grad for t in (student.logits, student.embedding, *student.maps, *student.maps_preact)]
+            found.append(([*terms.values()], [g for g in grads if g is not None]))
+        for one, two in zip(*found, strict=True):
+            assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(one, two, strict=True))
+
     def test_one_piece_or_two_unequal_parts(self, spec: Spec) -> None:
         """Workers with unequal shares agree with one worker: mean weighted by samples, or gathered first.
 

@@ -388,7 +388,7 @@ class TestTraining:
         assert json.loads((tmp_path / "out/config.json").read_text())["image_size"] == [8, 8]
 
     def test_test_images_come_batch_by_batch(self, cut: TrainData, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("akd.data.loader.evaluation_batch", lambda dataset: 5)
+        monkeypatch.setattr("akd.data.loader.evaluation_batch", lambda dataset, device: 5)
         dataset = cut.dataset
         batches = held_out_batches(dataset, "cpu")
         assert isinstance(batches, Iterator)

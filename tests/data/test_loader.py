@@ -11,7 +11,7 @@ from torch import Tensor
 
 from akd.data import Batch, DataConfig, EpochPlan, TrainData, load, rand, split, training_order
 from akd.data.augment import normalise
-from akd.data.loader import DeviceLoader
+from akd.data.loader import DeviceLoader, batch_of
 from akd.world import ALONE, World
 
 
@@ -159,3 +159,10 @@ class TestWorld:
         x = torch.rand(3, requires_grad=True)
         assert ALONE.gather(x, 3) is x
         assert ALONE.sum(x) is x
+
+
+@pytest.mark.parametrize(
+    ("size", "cpu", "gpu"), [((8, 8), 512, 512), ((32, 32), 64, 512), ((64, 64), 16, 512), ((224, 224), 8, 167)]
+)
+def test_batches_of_evaluation(size: tuple[int, int], cpu: int, gpu: int) -> None:
+    assert [batch_of(*size, device) for device in ("cpu", torch.device("cuda", 1))] == [cpu, gpu]

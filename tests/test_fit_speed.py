@@ -1,0 +1,108 @@
+"""What keeps the loop fast: no reads inside an epoch, the layout of networks, the allocator's settings."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from akd.config import resolve
+from akd.data import DataConfig, TrainData, load, split
+from akd.data.loader import DeviceLoader
+from akd.data.policies import augments, create_policy
+from akd.fit import TrainState, _networks, _scorer, _train_epoch, _train_heads, fit
+from akd.metrics import Mean
+from akd.models import seeded_model
+from akd.step import Stepper
+from akd.teacher import LiveTeacher
+from akd.world import ALONE
+from tests.contract.test_methods import NoReads
+
+
+@pytest.fixture(scope="module")
+def data() -> TrainData:
+    config = DataConfig(subset=300)
+    return split(config, load(config))
+
+
+def parts(data: TrainData, method: Any, **train: Any) -> tuple[TrainState, DeviceLoader, Stepper]:
+    """What the loop runs on."""
+    e = resolve({"method": method, "train": {"lr": 0.05, "precision": "float32", **train}})
+    source = LiveTeacher(seeded_model("wrn_16_1", 10, seed=77, in_channels=1), e.method.needs)
+    loader = DeviceLoader(
+        data,
+        batch_size=64,
+        seed=0,
+        plan_seed=0,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        world=ALONE,
+        policy=create_policy(e.method.augment, data),
+    )
+    state, built = _networks(e, data, source, loader, ALONE)
+    loader.score = _scorer(loader, state, source, amp=False)
+    return state, loader, Stepper(state.student, built, source, world=ALONE, amp=False, micro_batch=e.train.micro_batch)
+
+
+AUGMENTED = [{"host": "kd", "augment": {"name": n, "form": f}} for n in augments.names() for f in ("only", "second")]
+
+
+@pytest.mark.parametrize(
+    ("method", "train"),
+    [
+        ("none", {}),
+        ("kd", {"ema": 0.9, "grad_clip": 1.0, "nesterov": True, "micro_batch": 16}),
+        ("angular_kd", {"label_smoothing": 0.1}),
+        *((method, {}) for method in AUGMENTED),
+    ],
+    ids=str,
+)
+def test_nothing_is_read_from_the_device_inside_an_epoch(
+    method: Any, train: dict[str, Any], data: TrainData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each read would make the GPU wait for the host; the sums are read once, at the end."""
+    state, loader, stepper = parts(data, method, **train)
+    monkeypatch.setattr(Mean, "read", lambda self, world: {})
+    with NoReads():
+        if state.method.warmup_epochs:
+            _train_heads(state, loader, stepper, 1)
+        _train_epoch(state, loader, stepper, 1)
+
+
+def test_a_student_is_trained_channels_last_and_handed_over_as_ever(data: TrainData, tmp_path: Path) -> None:
+    paths: list[Path] = []
+    e = resolve({"method": "none", "train": {"epochs": 2, "lr": 0.05, "ema": 0.9, "precision": "float32"}})
+    result = fit(e, data, None, report=lambda record: paths.append(record.state.save(tmp_path)))
+    convolutions = [p for p in result.student.parameters() if p.ndim == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
+    state, _, _ = parts(data, "none", ema=0.9)
+    state.load(paths[-1])
+    for p in state.parameters:
+        assert state.optimizer.state[p]["momentum_buffer"].stride() == p.stride()
+
+
+ALLOCATOR = """
+import resource, torch
+from akd.allocation import keep_freed_memory
+keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.empty(5_000_000).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+@pytest.mark.parametrize("own", [False, True])
+def test_memory_is_kept_between_steps(own: bool) -> None:
+    """20 MB again and again are not fetched anew page by page, unless the user has settings of their own."""
+    env = {"PATH": "/usr/bin"} | ({"MALLOC_MMAP_THRESHOLD_": "1000000"} if own else {})
+    done = subprocess.run([sys.executable, "-c", ALLOCATOR], env=env, capture_output=True, text=True, check=True)
+    assert (int(done.stdout) > 50_000) is own  # of 20 x 4,882
