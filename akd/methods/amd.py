@@ -20,6 +20,7 @@ energies, not features.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,8 @@ class _Parts(torch.autograd.Function):
         ctx.save_for_backward(a, angle, gap)
         ctx.margin, ctx.scale = margin, scale
         # log(1 + x) to full precision of a small x, without log1p, which takes five times as long (Kahan).
-        x = gap.abs().neg().exp()
+        # Below the smallest normal number arithmetic takes tens of times as long, and P - N often is as low as that.
+        x = gap.abs().neg().clamp(min=math.log(torch.finfo(gap.dtype).tiny) + 1).exp()
         one_more = 1 + x
         log1p = torch.where(one_more > 1, one_more.log() * (x / (one_more - 1)), x)
         return torch.stack([gap.clamp(max=0) - log1p, positive, negative], dim=1)
@@ -63,7 +65,7 @@ class _Parts(torch.autograd.Function):
         a, angle, gap = ctx.saved_tensors
         sine = ((1 - a).clamp(min=0) * (1 + a)).sqrt()
         slope = torch.where(sine > 0, ctx.margin * (ctx.margin * angle).sin() / sine, ctx.margin**2)
-        both = grads[:, 0] * (-gap).sigmoid()
+        both = grads[:, 0] * (-gap).clamp(max=40).sigmoid()  # 1 from there on
         return ctx.scale * ((both + grads[:, 1]) * slope + both - grads[:, 2]), None, None
 
 

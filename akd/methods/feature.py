@@ -76,6 +76,8 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, feature_map: Tensor) -> Tensor:
         ctx.save_for_backward(feature_map)
+        if feature_map.is_contiguous(memory_format=torch.channels_last):  # a length is then one pass, without squares
+            return torch.linalg.vector_norm(feature_map, dim=1).square()
         return feature_map.square().sum(1)
 
     @staticmethod
