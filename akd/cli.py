@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -418,12 +420,19 @@ def _run(arguments: Sequence[str]) -> None:
         serve(Path(args.output), args.study, args.port, uri, lambda line: print(line, flush=True))
 
 
+def _terminated(number: int, frame: Any) -> NoReturn:
+    """SIGTERM, which batch systems and `timeout` send: as Ctrl-C, so that state is kept and the way on is printed."""
+    raise KeyboardInterrupt
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, 1 (failed), 2 (a mistake of the user's) or 130 (interrupted)."""
     # A network of the user's own lies beside the experiment. At the end of the path: a file that is called like a
     # library must not stand in for it. Ray's workers get the driver's current folder by themselves.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         _run(sys.argv[1:] if arguments is None else arguments)
         return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -112,6 +114,9 @@ def connect(address: str | None) -> bool:
             raise ExperimentError(
                 f"no Ray answers there: {str(error).splitlines()[0]}", key="ray-address", value=address
             ) from None
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own handler of SIGTERM ends the process with a stack trace.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # A stale address from the environment would lead every child process to another cluster.

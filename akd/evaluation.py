@@ -20,8 +20,10 @@ from akd.data.augment import normalise
 from akd.data.dataset import DataConfig, Dataset, load, readers
 from akd.data.loader import held_out_images
 from akd.errors import ExperimentError, reason
+from akd.folder import COMPLETE, Run, history
 from akd.metrics import Scores
 from akd.models import Output, check_images, create_model, load_weights, networks
+from akd.models.layout import channels_last
 from akd.seeds import generator
 from akd.teacher.keep import load_student, read_config
 
@@ -159,6 +161,15 @@ def _fitting(asked: Asked, folder: Path, dataset: Dataset) -> dict[str, Any]:
 
 
 def _kept(asked: Asked, folder: Path) -> nn.Module:
+    run = Run.read(folder.parent)
+    if run is not None and run.kind in ("teacher", "single") and run.state != COMPLETE:
+        # Its last checkpoint may be any epoch's: numbers of it would be taken for the trained network's.
+        done = len(history(folder.parent))
+        raise ExperimentError(
+            f"is not trained to its end: it is {run.state} after {done} epoch{'s' * (done != 1)}",
+            key=asked.flags[0],
+            value=asked.model,
+        )
     try:
         return load_student(folder)
     except ExperimentError as error:
@@ -192,7 +203,7 @@ def _named(asked: Asked, dataset: Dataset) -> nn.Module:
             load_weights(net, asked.weights)
         except ExperimentError as error:
             raise ExperimentError(error.problem, key=asked.flags[1], value=str(asked.weights)) from None
-    return net
+    return channels_last(net.eval(), torch.zeros(1, dataset.channels, *size))
 
 
 def evaluate_networks(

@@ -11,6 +11,9 @@ from typing import Any
 
 from akd import checkpoint
 
+#: What controls are called.
+CONTROL_WORDS = {"none": "student alone", "kd": "plain KD"}
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -24,6 +27,12 @@ class Gain:
     mean: float
     low: float | None
     high: float | None
+
+    def interval(self) -> str:
+        """`` (-1.90 to +1.63, within noise)``; nothing where there is none."""
+        if self.low is None or self.high is None:
+            return ""
+        return f" ({self.low:+.2f} to {self.high:+.2f}{', within noise' if self.low <= 0 <= self.high else ''})"
 
 
 @dataclass(frozen=True)
@@ -99,13 +108,18 @@ class StudyResult:
     def note(self) -> str:
         """The outcome in three lines of Markdown, for the tracker."""
         test, best = self.champion["test"], self.best_trial
-        gains = ", ".join(f"{gain.mean:+.2f} points over `{name}`" for name, gain in self.gain.items())
+        gains = ", ".join(
+            f"{gain.mean:+.2f} points against {CONTROL_WORDS[name]}{gain.interval()}"
+            for name, gain in self.gain.items()
+        )
+        seeds = len(test["accuracy"])
         values = ", ".join(
             f"`{k}` {v:.4g}" if isinstance(v, float) else f"`{k}` {v}" for k, v in best["parameters"].items()
         )
         return (
             f"Winner: trial {best['number']} ({values}), validation {100 * best['validation_accuracy']:.2f} %.\n\n"
-            f"Test accuracy {100 * test['mean']:.2f} % over {len(test['accuracy'])} seeds: {gains}."
+            f"Test accuracy {100 * test['mean']:.2f} % over {seeds} seed{'s' * (seeds != 1)}: {gains}. "
+            "The student is an artifact of the run `champion seed ...`, and registered under the alias `champion`."
         )
 
     @classmethod

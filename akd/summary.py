@@ -17,12 +17,9 @@ from akd.config import Experiment
 from akd.folder import Run
 from akd.methods import soft_weight
 from akd.prepare import Prepared
-from akd.result import StudyResult, paired_gain, scores
+from akd.result import CONTROL_WORDS, StudyResult, paired_gain, scores
 from akd.teacher.keep import Teacher
 from akd.terminal import percent, short_names, show_value
-
-#: Controls in words.
-CONTROL_WORDS = {"none": "student alone", "kd": "plain KD"}
 
 
 def runs(study: Path, part: str) -> list[Run]:
@@ -120,20 +117,17 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
     names = short_names(list(best["parameters"]))
     values = ", ".join(f"{names[k]} {show_value(v)}" for k, v in best["parameters"].items())
     n = len(test["accuracy"])
+    sure = " (95 % interval)" if any(g.low is not None for g in result.gain.values()) else ""
     lines = [
         f"trial {best['number']}: {values}",
         f"validation {percent(best['validation_accuracy'])} % after {best['epochs_run']} epochs",
         "",
-        f"test accuracy, {n} final run{'s' * (n > 1)} each     {'gain of the winner (95 % interval)':>40}",
+        f"test accuracy, {n} final run{'s' * (n > 1)} each     {f'gain of the winner{sure}':>40}",
         f"  {'winner':<14} {plus_minus(test)}",
     ]
     for name, gain in result.gain.items():
-        interval = ""
-        if gain.low is not None and gain.high is not None:
-            noise = ", within noise" if gain.low <= 0 <= gain.high else ""
-            interval = f" ({gain.low:+.2f} to {gain.high:+.2f}{noise})"
         control = plus_minus(result.controls[name]["test"])
-        lines.append(f"  {CONTROL_WORDS[name]:<14} {control:<20} {gain.mean:>+12.2f} points{interval}")
+        lines.append(f"  {CONTROL_WORDS[name]:<14} {control:<20} {gain.mean:>+12.2f} points{gain.interval()}")
     lines += [
         "",
         verdict(result),
@@ -154,13 +148,19 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
 
 
 def verdict(result: StudyResult) -> str:
-    """In words: which controls the winner is shown to beat."""
-    beaten = [CONTROL_WORDS[n] for n, g in result.gain.items() if g.low is not None and g.low > 0]
-    open_ = [CONTROL_WORDS[n] for n, g in result.gain.items() if CONTROL_WORDS[n] not in beaten]
-    if not open_:
-        return f"The winner beats {' and '.join(beaten)} beyond noise."
-    start = f"The winner beats {beaten[0]} beyond noise, but is" if beaten else "The winner is"
-    return f"{start} not shown to beat {' or '.join(open_)}: more seeds, epochs or trials would tell."
+    """In words: which controls the winner is shown to beat, and which beat it."""
+    words = {name: CONTROL_WORDS[name] for name in result.gain}
+    beaten = [words[n] for n, g in result.gain.items() if g.low is not None and g.low > 0]
+    better = [words[n] for n, g in result.gain.items() if g.high is not None and g.high < 0]
+    open_ = [w for w in words.values() if w not in beaten + better]
+    parts = [f"beats {' and '.join(beaten)} beyond noise"] if beaten else []
+    parts += [f"is beaten by {' and '.join(better)} beyond noise"] if better else []
+    parts += [f"is not shown to beat {' or '.join(open_)}"] if open_ else []
+    more = ""
+    if open_:
+        lone = all(g.low is None for g in result.gain.values()) and len(result.champion["test"]["accuracy"]) < 2
+        more = ": one seed gives no interval" if lone else ": more seeds, epochs or trials would tell"
+    return f"The winner {', '.join(parts[:-1])}{', and ' if len(parts) > 1 else ''}{parts[-1]}{more}."
 
 
 def program() -> str:

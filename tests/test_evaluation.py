@@ -18,6 +18,7 @@ from akd.cli import main
 from akd.config import resolve
 from akd.data import load, split
 from akd.data.dataset import DataConfig, Dataset, readers
+from akd.errors import ExperimentError
 from akd.evaluate_verb import Report, tables, titles
 from akd.evaluation import Asked, Network, evaluate_model, evaluate_networks, open_network, sized_for, teacher_of
 from akd.folder import Run, create, export
@@ -125,6 +126,19 @@ class TestNetworks:
         (tmp_path / "run" / "student" / "config.json").write_text(json.dumps(config))
         found = evaluate_model(DIGITS, str(tmp_path / "run"), device="cpu")
         assert (found["top1"], found["top5"]) == pytest.approx(by_hand(0.5, 0.25))
+
+    @pytest.mark.parametrize("kind", ["teacher", "single"])
+    def test_a_run_that_has_not_ended_is_no_network_yet(self, kind: str, tmp_path: Path) -> None:
+        folder = tmp_path / "one"
+        student(folder / "student")
+        run = Run(kind, "one")
+        run.write(folder)
+        (folder / "history.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n', encoding="utf-8")
+        asked = Asked(str(folder))
+        with pytest.raises(ExperimentError, match="is not trained to its end: it is RUNNING after 2 epochs"):
+            open_network(asked, load(DIGITS), "cpu")
+        run.end(folder, "COMPLETE")
+        assert open_network(asked, load(DIGITS), "cpu").folder == folder / "student"
 
     def test_the_teacher_of_a_study_is_that_it_learned_from(self, tmp_path: Path) -> None:
         study, hashed = tmp_path / "runs" / "s", "0123456789abcdef"

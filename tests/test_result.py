@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from akd.result import Gain, StudyResult, paired_gain, scores
+from akd.summary import verdict
 
 accuracies = st.floats(0.01, 0.99)
 
@@ -89,8 +91,27 @@ def test_note_says_winner_and_gains() -> None:
         "90.50 % over 2 seeds",
     ):
         assert words in note
-    assert "+1.23 points over `none`" in note
-    assert "-0.50 points over `kd`" in note
+    assert "+1.23 points against student alone, -0.50 points against plain KD (-1.00 to +0.00, within noise)." in note
+
+
+BEYOND, BELOW, OPEN, ONE = Gain(1.0, 0.5, 1.5), Gain(-1.0, -1.5, -0.5), Gain(0.2, -0.1, 0.5), Gain(-7.8, None, None)
+
+
+@pytest.mark.parametrize(
+    ("none", "kd", "seeds", "words"),
+    [
+        (BEYOND, BEYOND, 2, "beats student alone and plain KD beyond noise."),
+        (BEYOND, OPEN, 2, "beats student alone beyond noise, and is not shown to beat plain KD: more seeds, "),
+        (OPEN, OPEN, 2, "is not shown to beat student alone or plain KD: more seeds, epochs or trials would tell."),
+        (BELOW, BEYOND, 2, "beats plain KD beyond noise, and is beaten by student alone beyond noise."),
+        (BELOW, BELOW, 2, "is beaten by student alone and plain KD beyond noise."),
+        (ONE, ONE, 1, "is not shown to beat student alone or plain KD: one seed gives no interval."),
+    ],
+)
+def test_verdict(none: Gain, kd: Gain, seeds: int, words: str) -> None:
+    test = {"accuracy": {str(i): 0.9 for i in range(seeds)}, "mean": 0.9, "std": None}
+    found = replace(result(), gain={"none": none, "kd": kd}, champion={"test": test, "student": ""})
+    assert verdict(found).startswith(f"The winner {words}")
 
 
 def test_file_holds_every_field(tmp_path: Path) -> None:

@@ -89,6 +89,34 @@ def test_ctrl_c_keeps_the_state_and_names_the_command(tmp_path: Path) -> None:
     assert epochs == list(range(1, len(epochs) + 1))
 
 
+def test_a_terminated_single_run_says_how_to_go_on(tmp_path: Path) -> None:
+    """SIGTERM, as batch systems send it: while the teacher is trained, and later while the student is."""
+    arguments = [
+        "train",
+        "small.yaml",
+        "--workers",
+        "1",
+        "--epochs",
+        "60",
+        "--name",
+        "s",
+        "--teacher.train.epochs",
+        "6",
+    ]
+    for history in ("runs/teachers/*/history.jsonl", "runs/s/history.jsonl"):
+        process = program.start(arguments, tmp_path)
+        try:
+            program.wait_for(lambda history=history: list(tmp_path.glob(history)))
+            os.kill(process.pid, signal.SIGTERM)
+            assert process.wait(60) == 130
+        finally:
+            program.kill_group(process)
+        output = (tmp_path / "out.txt").read_text()
+        assert "akd train --resume s" in output
+        assert "Traceback" not in output
+        arguments = ["train", "--resume", "s"]
+
+
 def test_killed_worker_is_replaced_and_its_trial_continues(undisturbed: Path, tmp_path: Path) -> None:
     process = program.start(ONE, tmp_path)
     study = tmp_path / "runs" / "s"
