@@ -4,8 +4,8 @@
 
 A network's row is its forward pass, as a teacher makes it, and a step of plain training: operations (2 for each
 multiplication and addition of convolutions and matrix products), bytes that operations which are not fused read and
-write, and the least time both take. The arithmetic floor is operations alone at the rate of a large matrix product: no
-program of this precision on this machine is below it. The second floor adds the traffic: of every operation the longer
+write, and the least time both take. The arithmetic floor is operations alone at the rate of a large matrix product
+or convolution, whichever is faster here. The second floor adds the traffic: of every operation the longer
 of its arithmetic and its bytes at the rate of a copy in the cache it fits. Fusing goes below that one, nothing else.
 """
 
@@ -47,7 +47,7 @@ class Machine:
     """What a device does at best, as measured.
 
     Attributes:
-        operations: per second, in a large matrix product.
+        operations: per second, in a large matrix product or convolution.
         rates: (bytes of a working set, bytes per second of a copy of that size), from small to large.
     """
 
@@ -77,12 +77,21 @@ class _Counter(TorchDispatchMode):
         returns = function._schema.returns
         if any(r.alias_info is not None and not r.alias_info.is_write for r in returns):
             return result  # a view
-        packet, operations = function._overloadpacket, 0.0
-        if packet in flop_registry:
-            operations = float(flop_registry[packet](*args, **kwargs, out_val=result))
+        operations = _operations(function._overloadpacket, args, kwargs, result)
         tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
         self.parts.append((operations, float(sum(t.numel() * t.element_size() for t in tensors))))
         return result
+
+
+def _operations(packet: Any, args: Any, kwargs: Any, result: Any) -> float:
+    """Of one call. Convolutions are counted here: torch's own count takes grouped ones' gradients for dense."""
+    aten = torch.ops.aten
+    if packet == aten.convolution:
+        return 2.0 * result.numel() * args[1][0].numel()
+    if packet == aten.convolution_backward:
+        gradient, _, weight, *_, wanted = args
+        return 2.0 * gradient.numel() * weight[0].numel() * sum(wanted[:2])
+    return float(flop_registry[packet](*args, **kwargs, out_val=result)) if packet in flop_registry else 0.0
 
 
 def work(call: Callable[[], object]) -> Work:
@@ -107,9 +116,14 @@ def shortest(call: Callable[[], object], device: torch.device, rounds: int = 7) 
 @torch.no_grad()
 def machine(device: torch.device, dtype: torch.dtype = torch.float32) -> Machine:
     """Measure a device with the threads that are set; a second on a CPU."""
-    side = 8192 if device.type == "cuda" else 1536
+    side, batch = (8192, 512) if device.type == "cuda" else (1536, 32)
     a, b = torch.randn(2, side, side, device=device).to(dtype)
-    operations = 2 * side**3 / shortest(lambda: torch.mm(a, b), device)
+    maps = torch.randn(batch, 256, 16, 16, device=device).to(dtype, memory_format=torch.channels_last)
+    kernel = torch.randn(256, 256, 3, 3, device=device).to(dtype, memory_format=torch.channels_last)
+    operations = max(
+        2 * side**3 / shortest(lambda: torch.mm(a, b), device),
+        2 * maps.numel() * kernel[0].numel() / shortest(lambda: F.conv2d(maps, kernel, padding=1), device),
+    )
     rates = []
     for size in (1 << 19, 1 << 22, 1 << 25, 1 << 28):  # caches of a core, of all cores, memory
         source = torch.zeros(size // 8, device=device)
@@ -159,7 +173,7 @@ def describe(on: Machine, device: torch.device) -> str:
     """The machine in a line."""
     rates = ", ".join(f"{rate / 1e9:.0f} GB/s up to {size / 1e6:.1f} MB" for size, rate in on.rates)
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    return f"{device}{threads}: {on.operations / 1e9:.0f} GFLOP/s in a large matrix product; copies {rates}"
+    return f"{device}{threads}: {on.operations / 1e9:.0f} GFLOP/s in a large product or convolution; copies {rates}"
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ def child(row: str, pair: tuple[str, str], args: argparse.Namespace) -> dict[str
 
     from akd.data import TrainData
     from akd.models import seeded_model
+    from akd.models.layout import channels_last
     from akd.teacher import LiveTeacher
 
     torch.set_num_threads(1)
@@ -40,7 +41,8 @@ def child(row: str, pair: tuple[str, str], args: argparse.Namespace) -> dict[str
         Loop(student, teacher, rows, folder, workers=args.workers, device=device).epoch()
     else:
         dataset = akd_dataset(folder)
-        source = LiveTeacher(seeded_model(pair[0], CLASSES, 1).to(device)) if "live" in row else None
+        teacher = channels_last(seeded_model(pair[0], CLASSES, 1).to(device), torch.zeros(1, 3, 32, 32, device=device))
+        source = LiveTeacher(teacher) if "live" in row else None
         akd_seconds(TrainData(dataset, rows, rows[:0], dataset.augment), pair[1], source, device, 1, 0)
     return {"device": float(torch.cuda.max_memory_allocated()) if device.type == "cuda" else 0.0}
 

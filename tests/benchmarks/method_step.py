@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from akd.allocation import keep_freed_memory
 from akd.config import Experiment, resolve
 from akd.data import Batch, TrainData
 from akd.data.augment import Augment
@@ -32,6 +33,7 @@ from akd.errors import ExperimentError
 from akd.fit import TrainState, _train_epoch, shapes_of
 from akd.methods import create_method, hosts, views
 from akd.models import list_models, seeded_model
+from akd.models.layout import channels_last
 from akd.step import Stepper
 from akd.teacher import LiveTeacher
 from akd.world import ALONE
@@ -62,8 +64,8 @@ class GivenTeacher:
     """Outputs that cost nothing: what a cached teacher would be, with the maps as well."""
 
     def __init__(self, name: str, device: torch.device):
-        net = seeded_model(name, CLASSES, 0).to(device)
         images = torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
+        net = channels_last(seeded_model(name, CLASSES, 0).to(device), images[:1])
         live = LiveTeacher(net, frozenset({"logits", "embedding", "maps", "maps_preact:-1"}))
         self.first = live.probe(images[:1])
         self.output = live(images, None)  # type: ignore[arg-type]  # a live teacher looks at the images alone
@@ -122,8 +124,8 @@ def methods(heads: tuple[str, ...]) -> dict[str, Any]:
 def build(method: Any, student: str, source: GivenTeacher, data: TrainData, device: torch.device) -> tuple[Any, ...]:
     """State, loader and teacher of one row."""
     experiment: Experiment = resolve({"method": method, "student": student, "train": {"lr": 0.01}})
-    net = seeded_model(student, CLASSES, 0).to(device)
     image = torch.zeros(1, 3, 32, 32, device=device)
+    net = channels_last(seeded_model(student, CLASSES, 0).to(device), image)
     shapes = shapes_of(net, image, source, CLASSES, IMAGES)
     built = create_method(experiment.method, shapes).to(device)
     loader = DeviceLoader(data, batch_size=BATCH, seed=0, plan_seed=0, device=device, dtype=torch.float32, world=ALONE)
@@ -195,6 +197,8 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: on a machine that others use")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.device == "cpu":
+        keep_freed_memory()
     print(f"{'student':<12} {'of':<11} {'method':<28} {'step':>11} {'ratio':>6}  range of {args.rounds} rounds")
     for student in args.students:
         if student in list_models() and STUDENTS[student][0] in list_models():

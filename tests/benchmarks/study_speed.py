@@ -1,7 +1,8 @@
 """A study against as many runs of the loop everybody uses: 16 trials x 2 epochs x 2,000 images, plain distillation.
 
     .venv/bin/python tests/benchmarks/study_speed.py [--data-dir DIR] [--trials 16] [--epochs 2] [--images 2000]
-                                                     [--threads 1] [--workers 0] [--steps 4] [TEACHER:STUDENT ...]
+                                                     [--threads 1] [--workers 0] [--steps 4] [--cache on]
+                                                     [TEACHER:STUDENT ...]
 
 Trial for trial in turn: one of akd, carried out as a search carries out a trial (``akd.job.run_job``, which Tune's
 worker calls: folder, checkpoints, the study's teacher), and one of the baseline loop of ``baseline.py``, with the same
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -75,6 +77,10 @@ class Study:
         self.net = calibrated(seeded_model(pair[0], CLASSES, 1), self.images)
         torch.save(self.net.state_dict(), weights)
         self.teacher = obtain(self.experiment, self.data, scratch / "teachers")
+        # The switch to the cached teacher: jobs that can share the teacher's outputs are told where, as by a study.
+        kept = {"cache": str(scratch / "cache"), "keep": ("logits",)}
+        known = {f.name for f in fields(Job)}
+        self.shared: dict[str, Any] = {k: v for k, v in kept.items() if k in known and args.cache == "on"}
         self.plain = seeded_model(self.student, CLASSES, 0).train()
         self.optimizer = torch.optim.SGD(self.plain.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
         self.times: dict[str, dict[str, list[float]]] = {who: {p: [] for p in PARTS} for who in ("akd", "baseline")}
@@ -107,7 +113,7 @@ class Study:
             return scores
 
         with mock.patch.object(loop, "evaluate", evaluate):
-            run_job(Job(str(where), str(self.teacher.folder)))
+            run_job(Job(str(where), str(self.teacher.folder), **self.shared))
         training = sum(entry["time/epoch_s"] for entry in run_folder.history(where))
         return time.perf_counter() - began, training, evaluation[0]
 
@@ -193,6 +199,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--images", type=int, default=2000)
     found.add_argument("--threads", type=int, default=1)
     found.add_argument("--workers", type=int, default=0, help="processes of the baseline's DataLoader")
+    found.add_argument("--cache", choices=["on", "off"], default="on", help="off: akd runs the teacher in every step")
     found.add_argument("--steps", type=int, default=4, help="of teacher and student alone, before each trial")
     return found
 

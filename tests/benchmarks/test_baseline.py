@@ -49,6 +49,14 @@ def test_counts_of_a_convolution_and_a_product() -> None:
     assert found.bytes == pytest.approx(first + 4 * (2 * 128 + 128 * 5 + 5 + 2 * 5))
 
 
+def test_a_grouped_convolution_costs_its_groups_forward_and_backward() -> None:
+    net, x = nn.Conv2d(8, 16, 3, padding=1, groups=4, bias=False), torch.randn(2, 8, 4, 4, requires_grad=True)
+    out = net(x)
+    once = 2 * (2 * 16 * 16) * (2 * 9)
+    assert floor.work(lambda: net(x)).operations == once
+    assert floor.work(lambda: out.sum().backward()).operations == 2 * once
+
+
 def test_floors_of_a_machine() -> None:
     on = floor.Machine(operations=100.0, rates=((1000, 50.0), (10_000, 10.0)))
     work = floor.Work(300.0, 2500.0, ((300.0, 100.0), (0.0, 400.0), (0.0, 2000.0)))

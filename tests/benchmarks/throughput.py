@@ -14,6 +14,7 @@ of teacher and student (of the student alone for ``alone``) at the rate of a lar
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from akd.data import TrainData
 from akd.data.dataset import Dataset
 from akd.fit import fit
 from akd.models import seeded_model
+from akd.models.layout import channels_last
 from akd.teacher import LiveTeacher
 
 
@@ -53,7 +55,7 @@ def compare(
     step = on.arithmetic(training(seeded_model(pair[1], CLASSES, 0).to(device), images, labels))
     floors = {"live": on.arithmetic(forward(teacher, images)) + step, "alone": step}
     loop = Loop(student, teacher, rows, folder, workers=args.workers, device=device)
-    source = LiveTeacher(teacher)
+    source = LiveTeacher(channels_last(copy.deepcopy(teacher), images[:1]))  # as akd loads its teachers
     times: dict[str, list[float]] = {"baseline": [], "live": [], "alone": []}
     for seed in range(args.rounds + 1):  # the first round warms up
         found = {
