@@ -310,20 +310,8 @@ def fit(
         torch.set_num_threads(train.threads)
     if device.type == "cpu":
         keep_freed_memory()
-    loader = DeviceLoader(
-        data,
-        batch_size=train.batch_size,
-        seed=train.seed,
-        plan_seed=train.plan_seed,
-        device=device,
-        dtype=_DTYPES.get(train.precision, torch.float32),
-        world=world,
-        policy=create_policy(experiment.method.augment, data),
-        passes=train.epoch_factor,
-        repeat=experiment.teacher.cache.epochs,
-    )
+    loader, amp = make_loader(experiment, data, device, world)
     state, method = _networks(experiment, data, teacher_source, loader, world)
-    amp = train.precision == "bfloat16" or (train.precision == "auto" and device.type == "cuda")
     loader.score = _scorer(loader, state, teacher_source, amp)
     if teacher_source is not None:
         loader.before = partial(teacher_source.before, amp=amp)
@@ -361,6 +349,26 @@ def fit(
         report(_record(state, train))
     accuracy = state.history[-1].get("val/accuracy", math.nan) if state.history else math.nan
     return FitResult(state.history, state.epoch, accuracy, stopped, state.scored.eval())
+
+
+def make_loader(
+    experiment: Experiment, data: TrainData, device: torch.device, world: World = ALONE
+) -> tuple[DeviceLoader, bool]:
+    """The images of an experiment's training, and whether networks run on them in bfloat16."""
+    train = experiment.train
+    loader = DeviceLoader(
+        data,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        plan_seed=train.plan_seed,
+        device=device,
+        dtype=_DTYPES.get(train.precision, torch.float32),
+        world=world,
+        policy=create_policy(experiment.method.augment, data),
+        passes=train.epoch_factor,
+        repeat=experiment.teacher.cache.epochs,
+    )
+    return loader, train.precision == "bfloat16" or (train.precision == "auto" and device.type == "cuda")
 
 
 def _networks(

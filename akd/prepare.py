@@ -124,7 +124,7 @@ def default_name(experiment: Experiment) -> str:
 
 
 #: What else lies in the folder of all studies.
-_RESERVED = ("artifacts", "mlflow.db", "single", "teachers")
+_RESERVED = ("artifacts", "cache", "mlflow.db", "single", "teachers")
 
 
 def study_folder(output: Path, name: str, *, resume: bool) -> Path:

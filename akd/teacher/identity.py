@@ -18,7 +18,7 @@ _known: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Hash of a network: its parts, the code of their classes (other than torch's) and every weight.
+    """Hash of a network: its parts, the code of their classes (other than torch's), every weight and its layout.
 
     Kept for as long as the network lives: a teacher is frozen.
     """
@@ -33,7 +33,7 @@ def fingerprint(model: nn.Module) -> str:
         for text in sorted(sources):
             found.update(text.encode())
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.stride()}".encode())
             found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         _known[model] = found.hexdigest()[:16]
     return _known[model]
