@@ -11,7 +11,7 @@ from typing import Any
 from akd.config import Experiment
 from akd.data.policies import augments
 from akd.errors import ExperimentError
-from akd.prepare import Prepared
+from akd.prepare import Prepared, check_output
 from akd.space import Parameter, Space, variants
 from akd.teacher.served import live_because
 
@@ -58,11 +58,18 @@ def cache_folder(experiment: Experiment, output: Path) -> Path:
     return Path(given).expanduser().absolute() if given else output.absolute() / "cache"
 
 
+def check_cache(experiment: Experiment) -> None:
+    """Refuse a folder of one's own for the teacher's outputs that cannot be written to."""
+    if experiment.teacher.cache.dir:
+        check_output(cache_folder(experiment, Path()), "teacher.cache.dir")
+
+
 def sharing(ready: Prepared) -> Sharing:
     """The teacher's part in a study that has passed its checks."""
     keep: set[str] = set()
     live: dict[str, str] = {}
-    for experiment in [ready.experiment, *ready.controls.values(), *variants(ready.space, ready.experiment)]:
+    runs = [*variants(ready.space, ready.experiment)] or [ready.experiment]
+    for experiment in [*ready.controls.values(), *runs]:
         if not experiment.needs_teacher:
             continue
         why = live_because(experiment)

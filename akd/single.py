@@ -25,7 +25,7 @@ from akd.job import Job, kept_keys
 from akd.logged import default_uri, experiment_title, scrubbed
 from akd.prepare import Prepared, check_output, checked, complete, default_name, placed, prepare, study_folder
 from akd.session import Here, Session
-from akd.sharing import Sharing, cache_folder, sharing
+from akd.sharing import Sharing, cache_folder, check_cache, sharing
 from akd.space import Space
 from akd.study import batch_sizes, resolved
 from akd.summary import program, shown_path
@@ -177,6 +177,7 @@ def cache(
         why = next(iter(shared.live.values()), "its method learns from no teacher")
         raise ExperimentError(f"nothing of it can be kept: {why}", key="method", value=full.method.title)
     number = passes or full.train.epochs * full.train.epoch_factor
+    number = min(number, full.teacher.cache.epochs or number)
     display = display or Display(number, 0, [])
     with _session(full, workers, ray_address) as session:
         teacher = provide(session, full, data, Path(output).absolute(), display, None)
@@ -215,6 +216,7 @@ def _fill(
 def _check(full: Experiment, workers: int | None, ray_address: str | None) -> TrainData:
     with placed(full):
         data = checked(full)
+        check_cache(full)
         if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
             raise ExperimentError("must be a whole number of at least 1", key="workers", value=workers)
         if not _here(workers, ray_address):

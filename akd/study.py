@@ -28,7 +28,7 @@ from akd.logged import default_uri, experiment_title, scrubbed
 from akd.prepare import Prepared, complete, default_name, placed, prepare, study_folder
 from akd.result import StudyResult
 from akd.session import Session
-from akd.sharing import cache_folder, sharing
+from akd.sharing import cache_folder, check_cache, sharing
 from akd.summary import closing_lines, closing_title, make_result, program, runs, shown_path
 from akd.teacher.keep import Teacher, find
 from akd.teacher.served import live_because
@@ -100,6 +100,7 @@ def check(
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(folder.parent)
     ready = prepare(full)
     with placed(full):
+        check_cache(full)
         cluster.check(full.search, ray_address, batch_sizes(full))
     try:
         check_tracking(uri, folder.parent, answers=not tracking_later)
