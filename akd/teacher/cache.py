@@ -244,6 +244,9 @@ class PassFolder:
             os.close(self._handle)
             self._handle = -1
 
+    def __del__(self) -> None:
+        self.close()
+
     def __enter__(self) -> PassFolder:
         return self
 

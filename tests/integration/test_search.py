@@ -71,6 +71,8 @@ def test_result_file_tells_the_whole_story(study: Path) -> None:
     assert (told["made"], told["made"] + told["saved"]) == (made, passes * (trial_epochs + 3) + finals)
     assert told["keys"] == 3
     assert 20 * made < told["bytes"] < 40 * made  # ten classes in half precision, and a header each part
+    parent = MlflowClient(f"sqlite:///{study.parent}/mlflow.db").get_run(result["mlflow"]["run_id"])
+    assert {k: parent.data.metrics[f"teacher/{k}"] for k in told} == told
     output = (study.parents[1] / "out.txt").read_text(encoding="utf-8")
     assert "the teacher runs once per image and view; kept are logits (1 key)" in output
     assert f"run on {made:,} images instead of {told['made'] + told['saved']:,}" in output

@@ -519,6 +519,22 @@ def test_large_values_of_one_part_do_not_overflow(data: TrainData, teacher: nn.M
         assert torch.allclose(out.logits, want.logits, rtol=1e-3, atol=1e-3)
 
 
+def test_a_pass_stays_while_a_run_is_in_it(data: TrainData, teacher: nn.Module, tmp_path: Path) -> None:
+    e = experiment("kd", epochs=3)
+    there: list[list[str]] = []
+
+    def removing(_: Any) -> None:
+        Store(tmp_path, 0).make_room(0)
+        there.append(sorted(p.name for p in tmp_path.glob("*/[0-9]*")))
+
+    source = cached(e, teacher, tmp_path)
+    fit(e, data, source, report=removing)
+    assert there == [["000001"], ["000002"], ["000003"]]
+    del source
+    Store(tmp_path, 0).make_room(0)
+    assert not list(tmp_path.glob("*/[0-9]*"))
+
+
 @pytest.mark.parametrize("half", [True, False])
 def test_passes_too_large_for_memory_are_read_row_by_row(
     half: bool, data: TrainData, teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
