@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 
+from akd.allocation import keep_freed_memory
 from akd.config import Experiment
 from akd.data.dataset import TrainData
 from akd.data.loader import Pass
@@ -37,6 +38,8 @@ def fill(
     """
     if experiment.train.threads:
         torch.set_num_threads(experiment.train.threads)
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     loader, amp = make_loader(experiment, data, torch.device(device), world)
     last = min(passes, loader.repeat or passes)
     for number in range(1, last + 1):
