@@ -31,6 +31,7 @@ def finals(
     study: Path,
     experiments: Mapping[str, Experiment],
     teacher: Path | None,
+    cache: Path | None,
     carry: Callable[..., None],
     *,
     on_start: Callable[[Path], None],
@@ -41,6 +42,7 @@ def finals(
 
     Args:
         experiments: name (``champion``, ``none``, ``kd``) -> configuration.
+        cache: folder of teachers' outputs, if the runs of a seed share them: champion and plain KD see the same images.
         carry: runs jobs, see :func:`akd.job.run_here`; all of them share one group of workers.
         on_epoch: called with the configuration's name and the run's folder.
 
@@ -68,7 +70,9 @@ def finals(
         run.end(folder, COMPLETE, None, **results)
         on_end(folder)
 
-    jobs = [Job(str(f), str(teacher) if teacher else None, final=True) for f in runs if not _done(f)]
+    keep = tuple(sorted(experiments["champion"].method.needs))
+    common = {"teacher": str(teacher) if teacher else None, "cache": str(cache) if cache else None, "keep": keep}
+    jobs = [Job(str(f), final=True, **common) for f in runs if not _done(f)]  # type: ignore[arg-type]
     if jobs:
         carry(
             jobs,

@@ -91,13 +91,28 @@ def _parser() -> _Parser:
         "teacher",
         help="train an experiment's teacher and keep it",
         description="Train the teacher of an experiment on all devices, unless it is kept already.",
-        epilog=_DOTTED,
+        epilog=f"{_DOTTED} 'akd teacher cache' keeps its outputs ahead of a search: akd teacher cache --help",
         allow_abbrev=False,
     )
     _add_experiment(teacher, "experiment", _TEACHER_FLAGS)
     teacher.add_argument("--workers", metavar="N", help="that share the run (Ray Train); default all devices")
     teacher.add_argument("--output", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
     teacher.add_argument("--ray-address", metavar="ADDRESS", help="default $RAY_ADDRESS, else a private local Ray")
+
+    cache = verbs.add_parser(
+        "teacher-cache",
+        prog="akd teacher cache",
+        description="Keep the outputs of an experiment's teacher ahead of a search, on all devices. Give what the "
+        "search will be given: its data, teacher, seed, epochs and space.",
+        epilog=_DOTTED,
+        allow_abbrev=False,
+    )
+    _add_experiment(cache, "experiment", list(_FLAGS))
+    cache.add_argument("--passes", metavar="N", help="over the training images; default a trial's epochs")
+    cache.add_argument("--seed", metavar="N", help="as of the search")
+    cache.add_argument("--workers", metavar="N", help="that share the work (Ray Train); default all devices")
+    cache.add_argument("--output", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
+    cache.add_argument("--ray-address", metavar="ADDRESS", help="default $RAY_ADDRESS, else a private local Ray")
 
     evaluate = verbs.add_parser(
         "evaluate",
@@ -160,7 +175,7 @@ def _given(args: argparse.Namespace, plain: Sequence[str]) -> None:
     for flag in flags_given:
         if flags_given.count(flag) > 1 and flag not in repeated:
             raise ExperimentError("is given twice", key=flag)
-    positional = {"search": "space", "train": "space", "teacher": "space", "data": "name", "ui": "study"}.get(args.verb)
+    positional = {"data": "name", "ui": "study"}.get(args.verb, "space")
     for name, value in vars(args).items():
         if isinstance(value, str) and not value.strip() and name != positional:
             flags = {key: flag for flag, (key, _, _) in _FLAGS.items()}
@@ -274,14 +289,15 @@ def _resume(args: argparse.Namespace, words: list[str]) -> None:
     resume(args.resume, experiment=experiment, **places)
 
 
-def _workers(args: argparse.Namespace) -> int | None:
+def _workers(args: argparse.Namespace, flag: str = "--workers") -> int | None:
     from akd.yamlfile import parse_value
 
-    if args.workers is None:
+    text = getattr(args, flag[2:])
+    if text is None:
         return None
-    value = parse_value(args.workers, "--workers")
+    value = parse_value(text, flag)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ExperimentError("must be a whole number of at least 1", key="--workers", value=value)
+        raise ExperimentError("must be a whole number of at least 1", key=flag, value=value)
     return value
 
 
@@ -320,6 +336,14 @@ def _teacher(args: argparse.Namespace, words: list[str]) -> None:
     )
     if not found.found:
         print(f"kept in {shown_path(found.folder)}; searches with the same settings find it")
+
+
+def _teacher_cache(args: argparse.Namespace, words: list[str]) -> None:
+    from akd import single
+
+    _something(args, list(_FLAGS), words)
+    experiment, passes, workers = _experiment(args, words), _workers(args, "--passes"), _workers(args)
+    single.cache(experiment, passes=passes, output=args.output, workers=workers, ray_address=args.ray_address)
 
 
 def _list(what: str, name: str | None) -> None:
@@ -382,6 +406,8 @@ def _prepare_data(args: argparse.Namespace) -> Path:
 
 def _run(arguments: Sequence[str]) -> None:
     parser = _parser()
+    if list(arguments[:2]) == ["teacher", "cache"]:
+        arguments = ["teacher-cache", *arguments[2:]]
     if list(arguments[:2]) == ["data", "score"]:
         from akd import score
 
@@ -404,6 +430,9 @@ def _run(arguments: Sequence[str]) -> None:
         return
     if args.verb == "teacher":
         _teacher(args, words)
+        return
+    if args.verb == "teacher-cache":
+        _teacher_cache(args, words)
         return
     if words:
         raise ExperimentError(f"unknown argument for akd {args.verb}", key=words[0])

@@ -25,7 +25,7 @@ from akd.errors import ExperimentError, near
 from akd.methods import MethodConfig, hosts, views
 from akd.models.registry import networks
 from akd.registry import Registry
-from akd.settings import Origins, build, check_value, setting
+from akd.settings import Origins, build, byte_count, check_value, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,32 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """The teacher's outputs on disk, shared by the runs of a search. See akd/teacher/README.md."""
+
+    use: str = setting(
+        "auto", choices=["auto", "on", "off"], help="auto: for what several runs share; on: for single runs too"
+    )
+    dtype: str = setting(
+        "float16", choices=["float16", "float32"], when=("use", ("auto", "on")), help="what outputs are kept in"
+    )
+    epochs: int | None = setting(
+        None, low=1, help="augment the training images in so many ways, which then repeat; the order never does"
+    )
+    budget: str = setting(
+        "20 GB", when=("use", ("auto", "on")), help="disk space on each node; what was not used for longest goes first"
+    )
+    dir: str | None = setting(
+        None, when=("use", ("auto", "on")), help="folder, on a local disk; default cache in the output folder"
+    )
+
+    @property
+    def bytes(self) -> int:
+        """The budget as a number."""
+        return byte_count(self.budget)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """The network that is distilled; trained by akd and kept for the next search when no weights are given."""
 
@@ -69,6 +95,7 @@ class TeacherConfig:
     std: tuple[float, ...] = setting((), above=0, help="goes with mean, in units of the 0..1 range")
     taps: tuple[str, ...] = setting((), help="modules whose outputs are the maps; default found by themselves")
     train: TrainConfig = field(default_factory=TrainConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,15 +292,28 @@ def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: 
         origins=origins,
         strict=strict,
     )
-    parts["teacher"] = build(
-        TeacherConfig, teacher, prefix="teacher", origins=origins, strict=strict, ready={"train": teacher_train}
-    )
+    ready = {"train": teacher_train, "cache": _cache(teacher.pop("cache", {}), origins, strict)}
+    parts["teacher"] = build(TeacherConfig, teacher, prefix="teacher", origins=origins, strict=strict, ready=ready)
     parts["method"] = _method(
         _mapping(tree.get("method", {"host": {"name": "kd"}}), "method", origins), origins, strict
     )
     space = _mapping(tree.get("space", {}) or {}, "space", origins)
     _check_names(parts, origins)
     return Experiment(**parts, space=space, origins=origins)
+
+
+def _cache(given: Any, origins: Origins, strict: bool) -> CacheConfig:
+    prefix = "teacher.cache"
+    values = {"use": given} if isinstance(given, (bool, str)) else _mapping(given, prefix, origins)
+    if isinstance(values.get("use"), bool):  # YAML reads a bare on and off as truth values
+        values["use"] = "on" if values["use"] else "off"
+    found = build(CacheConfig, values, prefix=prefix, origins=origins, strict=strict)
+    try:
+        byte_count(found.budget)
+    except ValueError as error:
+        key = f"{prefix}.budget"
+        raise ExperimentError(str(error), key=key, value=found.budget, where=origins.of(key)) from None
+    return found
 
 
 def _method(tree: dict[str, Any], origins: Origins, strict: bool) -> MethodConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from rich.syntax import Syntax
 from akd.cluster import everything, machine, share
 from akd.config import Experiment
 from akd.data import TrainData
+from akd.data.policies import create_policy
 from akd.fit import fit
 from akd.prepare import Prepared
 from akd.scheduler import rungs
+from akd.sharing import sharing
 from akd.teacher import LiveTeacher
-from akd.teacher.keep import as_experiment, find
+from akd.teacher.keep import as_experiment, build, find
+from akd.teacher.served import live_because
 from akd.terminal import show_value
 
 _STEPS = 6
@@ -40,6 +44,25 @@ def step_seconds(experiment: Experiment, data: TrainData) -> float:
     timed = replace(experiment, train=train, method=experiment.method.without_warmup())
     fit(timed, few, source, device=device, report=lambda r: seconds.append(r.metrics["time/epoch_s"]))
     return min(seconds[1:]) / (len(few.train) // batch)
+
+
+@torch.no_grad()
+def teacher_seconds(experiment: Experiment, data: TrainData) -> float:
+    """Seconds of the teacher's part of a step: what a step takes less whose teacher's outputs are kept."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net = build(replace(experiment, teacher=replace(experiment.teacher, weights=None)), data).to(device)
+    policy = create_policy(experiment.method.augment, data)
+    images = torch.zeros(experiment.train.batch_size * (policy.views if policy else 1), data.dataset.channels)
+    images = images[:, :, None, None].expand(-1, -1, *data.dataset.size).contiguous().to(device)
+    seconds = []
+    for _ in range(_STEPS):
+        began = time.perf_counter()
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            net(images)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
 
 
 def expected_epochs(epochs: int, grace: int | None, eta: int, scheduler: str) -> float:
@@ -86,6 +109,10 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
         passes = own.train.epochs * own.train.epoch_factor
         teacher = step_seconds(own, data) * (len(data.train) // own.train.batch_size) * passes
     epochs = experiment.train.epochs
+    shared = sharing(ready)
+    forward = teacher_seconds(experiment, data) if live_because(experiment) is None and shared.keep else 0.0
+    filling = forward * steps * epochs * shared.keys
+    trial = max(alone, trial - forward)
     mean = expected_epochs(epochs, search.grace, search.eta, search.scheduler)
     here = [machine()]
     resources = share(search, here)
@@ -93,7 +120,7 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
     start = GROUP_S * (resources.workers > 1)
     # A head epoch runs the teacher and the heads, but no student.
     heads = experiment.method.warmup_epochs * max(0.0, trial - alone)
-    training = steps * ((trial * mean + heads) * search.trials + (trial + alone) * epochs)
+    training = steps * ((trial * mean + heads) * search.trials + (trial + alone) * epochs) + filling
     searching = (training + start * (search.trials + 2)) / concurrent
     final_steps = (len(data.train) + len(data.val)) // experiment.train.batch_size * factor
     final = (search.champion_seeds or 1) * final_steps * (epochs * (2 * trial + alone) + heads)
@@ -110,6 +137,8 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
         soft_wrap=True,
     )
     console.print("estimated time: " + ", ".join(f"{k} {duration(v)}" for k, v in parts.items()), soft_wrap=True)
+    for line in shared.words():
+        console.print(line, soft_wrap=True)
     console.print("nothing was started, nothing was written")
 
 

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +287,7 @@ def fit(
     """Train the experiment's student.
 
     Args:
-        experiment: resolved; only ``student``, ``method`` and ``train`` are read.
+        experiment: resolved; only ``student``, ``method``, ``train`` and ``teacher.cache.epochs`` are read.
         data: files, training and validation rows; an empty validation part reports no ``val/`` metrics.
         teacher_source: what the method learns from; ``None`` if it needs no teacher.
         start: checkpoint to continue from. The epoch it ends with is reported again first, so that a carrier that
@@ -309,20 +310,11 @@ def fit(
         torch.set_num_threads(train.threads)
     if device.type == "cpu":
         keep_freed_memory()
-    loader = DeviceLoader(
-        data,
-        batch_size=train.batch_size,
-        seed=train.seed,
-        plan_seed=train.plan_seed,
-        device=device,
-        dtype=_DTYPES.get(train.precision, torch.float32),
-        world=world,
-        policy=create_policy(experiment.method.augment, data),
-        passes=train.epoch_factor,
-    )
+    loader, amp = make_loader(experiment, data, device, world)
     state, method = _networks(experiment, data, teacher_source, loader, world)
-    amp = train.precision == "bfloat16" or (train.precision == "auto" and device.type == "cuda")
     loader.score = _scorer(loader, state, teacher_source, amp)
+    if teacher_source is not None:
+        loader.before = partial(teacher_source.before, amp=amp)
     stepper = Stepper(
         state.student,
         method,
@@ -359,6 +351,26 @@ def fit(
     return FitResult(state.history, state.epoch, accuracy, stopped, state.scored.eval())
 
 
+def make_loader(
+    experiment: Experiment, data: TrainData, device: torch.device, world: World = ALONE
+) -> tuple[DeviceLoader, bool]:
+    """The images of an experiment's training, and whether networks run on them in bfloat16."""
+    train = experiment.train
+    loader = DeviceLoader(
+        data,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        plan_seed=train.plan_seed,
+        device=device,
+        dtype=_DTYPES.get(train.precision, torch.float32),
+        world=world,
+        policy=create_policy(experiment.method.augment, data),
+        passes=train.epoch_factor,
+        repeat=experiment.teacher.cache.epochs,
+    )
+    return loader, train.precision == "bfloat16" or (train.precision == "auto" and device.type == "cuda")
+
+
 def _networks(
     experiment: Experiment, data: TrainData, source: TeacherSource | None, loader: DeviceLoader, world: World
 ) -> tuple[TrainState, Method]:
@@ -383,7 +395,7 @@ def _scorer(loader: DeviceLoader, state: TrainState, source: TeacherSource | Non
     if loader.policy is None or not loader.policy.criterion:
         return None
     config = loader.policy.config
-    return Scorer(config.criterion, config.temperature, state.student, source.probe if source else None, amp)
+    return Scorer(config.criterion, config.temperature, state.student, source, amp)
 
 
 def _record(state: TrainState, train: TrainConfig) -> EpochRecord:
@@ -406,7 +418,7 @@ def _train_heads(state: TrainState, loader: DeviceLoader, stepper: Stepper, head
     The learning rate falls along a cosine from the student's highest to 0 over all head epochs, whatever the schedule.
     """
     train, means, began = state.train_config, Mean(), time.perf_counter()
-    steps = loader.steps * state.method.warmup_epochs
+    steps, before = loader.steps * state.method.warmup_epochs, _teacher_count(stepper)
     state.method.train()
     lr = train.lr
     for images, batch in loader.epoch(head_epoch, "heads"):
@@ -415,8 +427,24 @@ def _train_heads(state: TrainState, loader: DeviceLoader, stepper: Stepper, head
         for part in stepper.gradients(images, batch, heads=True):
             _watch(means, state.method, part, "heads/loss")
         state.step()
-    metrics = means.read(stepper.world)
+    metrics = means.read(stepper.world) | _teacher_images(stepper, before, loader.device)
     return metrics | {"lr": lr} | _speed(loader, time.perf_counter() - began)
+
+
+def _teacher_count(stepper: Stepper) -> tuple[int, int]:
+    return (0, 0) if stepper.source is None else (stepper.source.asked, stepper.source.made)
+
+
+def _teacher_images(stepper: Stepper, before: tuple[int, int], device: torch.device) -> dict[str, float]:
+    """Images of which the teacher's outputs were asked for since ``before``, and that it was run on, by all workers.
+
+    They are named like times: who runs the teacher and who finds it done is no part of a run's result.
+    """
+    if stepper.source is None:
+        return {}
+    since = [now - then for now, then in zip(_teacher_count(stepper), before, strict=True)]
+    asked, made = stepper.world.sum(torch.tensor(since, dtype=torch.float64, device=device)).tolist()
+    return {"time/teacher_asked": asked, "time/teacher_images": made}
 
 
 def _watch(means: Mean, method: Method, part: Part, loss: str) -> None:
@@ -435,7 +463,7 @@ def _speed(loader: DeviceLoader, seconds: float) -> dict[str, float]:
 
 
 def _train_epoch(state: TrainState, loader: DeviceLoader, stepper: Stepper, epoch: int) -> dict[str, float]:
-    train, means, began = state.train_config, Mean(), time.perf_counter()
+    train, means, began, before = state.train_config, Mean(), time.perf_counter(), _teacher_count(stepper)
     state.student.train()
     state.method.train()
     lr = train.lr
@@ -450,6 +478,7 @@ def _train_epoch(state: TrainState, loader: DeviceLoader, stepper: Stepper, epoc
         state.update_average()
     metrics = means.read(stepper.world)
     _check_finite(metrics, epoch)
+    metrics |= _teacher_images(stepper, before, loader.device)
     return metrics | {"lr": lr} | _speed(loader, time.perf_counter() - began)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from akd import folder as run_folder
+from akd.checkpoint import write_json
 from akd.config import DataConfig, Experiment
 from akd.config import load as load_experiment
 from akd.data import TrainData
@@ -19,10 +22,14 @@ from akd.data import load as load_data
 from akd.data import split as split_data
 from akd.data.loader import held_out_batches
 from akd.errors import AkdError, RunError
+from akd.fill import fill
 from akd.fit import EpochRecord
 from akd.metrics import evaluate
 from akd.teacher import LiveTeacher, TeacherSource
+from akd.teacher.cache import Store
+from akd.teacher.cached import CachedTeacher
 from akd.teacher.keep import load_student, load_teacher
+from akd.teacher.served import live_because
 from akd.world import ALONE, World
 
 #: What training raises by itself, and would raise again: divergence, out of memory (a RuntimeError), a method's bug.
@@ -38,12 +45,18 @@ class Job:
         teacher: folder of the teacher's run.
         final: train on the validation images too, then meet the test images, once.
         every_student: keep the student of each epoch.
+        cache: folder of teachers' outputs; ``None`` asks the network in every step.
+        keep: what to keep when the network runs anyway, for other runs; see :class:`akd.teacher.cached.CachedTeacher`.
+        passes: train nothing, but have the outputs of so many passes kept.
     """
 
     folder: str
     teacher: str | None = None
     final: bool = False
     every_student: bool = False
+    cache: str | None = None
+    keep: tuple[str, ...] = ()
+    passes: int = 0
 
 
 @lru_cache(maxsize=1)
@@ -56,14 +69,18 @@ def _teacher(folder: str, device: str) -> nn.Module:
     return load_teacher(Path(folder), device)
 
 
-def teacher_source(experiment: Experiment, teacher: Path | str | None, device: str) -> TeacherSource | None:
-    """The live teacher if the experiment's method needs one."""
-    needs = experiment.method.needs
+def teacher_source(experiment: Experiment, job: Job, device: str) -> TeacherSource | None:
+    """The teacher if the experiment's method needs one: its kept outputs where these serve the run."""
+    needs, cache = experiment.method.needs, experiment.teacher.cache
     if not needs:
         return None
-    if teacher is None:
+    if job.teacher is None:
         raise ValueError(f"{experiment.method.title} needs a teacher")
-    return LiveTeacher(_teacher(str(teacher), device), needs)
+    model = _teacher(job.teacher, device)
+    if job.cache is None or live_because(experiment) is not None:
+        return LiveTeacher(model, needs)
+    store, keep = Store(Path(job.cache), cache.bytes), frozenset(job.keep)
+    return CachedTeacher(model, needs, store, keep=keep, half=cache.dtype == "float16")
 
 
 def default_device() -> str:
@@ -92,9 +109,19 @@ def run_job(
     """
     folder, device = Path(job.folder), device or default_device()
     experiment = load_experiment(folder / "experiment.yaml", {}, strict=False)
-    source = teacher_source(experiment, job.teacher, device)
+    source = teacher_source(experiment, job, device)
     data = _data(experiment.data)
     on_ready()
+    if job.passes:
+        assert isinstance(source, CachedTeacher)
+        fill(experiment, data, source, job.passes, device=device, world=world, report=on_epoch, stop=stop)
+        _note_keys(folder, source, world)
+        return {}
+
+    def noted(record: EpochRecord) -> None:
+        _note_keys(folder, source, world)
+        on_epoch(record)
+
     result = run_folder.train(
         folder,
         experiment,
@@ -102,7 +129,7 @@ def run_job(
         source,
         device=device,
         world=world,
-        on_epoch=on_epoch,
+        on_epoch=noted,
         stop=stop,
         every_student=job.every_student,
     )
@@ -113,6 +140,23 @@ def run_job(
     facts = {"epoch": result.epochs_run, "test_accuracy": scores["accuracy"], "seed": experiment.train.seed}
     run_folder.export(folder / "student", student, experiment, data, facts)
     return {f"test/{k}": v for k, v in scores.items()}
+
+
+def _note_keys(folder: Path, source: TeacherSource | None, world: World) -> None:
+    """Write into a run's folder under which keys the outputs of its teacher are kept."""
+    if world.rank == 0 and isinstance(source, CachedTeacher) and source.keys:
+        found = {"folder": str(source.store.root), "keys": sorted(source.keys)}
+        if kept_keys(folder) != found:
+            write_json(folder / "cache.json", found)
+
+
+def kept_keys(folder: Path) -> dict[str, Any] | None:
+    """``folder`` of the cache and ``keys`` that a run used; ``None`` if it asked the network in every step."""
+    try:
+        found: dict[str, Any] = json.loads((folder / "cache.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return found
 
 
 def run_here(

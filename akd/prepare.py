@@ -124,7 +124,7 @@ def default_name(experiment: Experiment) -> str:
 
 
 #: What else lies in the folder of all studies.
-_RESERVED = ("artifacts", "mlflow.db", "single", "teachers")
+_RESERVED = ("artifacts", "cache", "mlflow.db", "single", "teachers")
 
 
 def study_folder(output: Path, name: str, *, resume: bool) -> Path:
@@ -177,14 +177,12 @@ def _new_folder(output: Path, name: str) -> Path:
     return folder
 
 
-def check_output(output: Path) -> None:
-    """Refuse a folder for all studies that cannot be made or written to.
+def check_output(output: Path, key: str = "output") -> None:
+    """Refuse a folder (for all studies, or what else ``key`` names) that cannot be made or written to.
 
     Raises:
         ExperimentError: it, or the nearest folder above that is there, is no folder to write to.
     """
     parent = next(p for p in (output, *output.absolute().parents) if p.exists() or p.is_symlink())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ExperimentError(
-            f"cannot be written: {parent} is no folder akd may write to", key="output", value=str(output)
-        )
+        raise ExperimentError(f"cannot be written: {parent} is no folder akd may write to", key=key, value=str(output))

@@ -83,7 +83,8 @@ class StudyResult:
         trials: how many ended in which state.
         mlflow: address, experiment, run ids.
         wall_clock_s, device_hours: time passed in all sessions that ended in order; time of devices in training.
-        teacher_passes: images the teacher was run on, and how many a cache saved.
+        teacher_passes: images the teacher was run on (``made``, every view counted), further ones whose outputs were
+            found in the cache (``saved``), ``bytes`` there, and under how many ``keys``.
         start_cost_s: median and largest pause between two trials of one worker process.
     """
 

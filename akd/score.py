@@ -100,7 +100,7 @@ def _batches(
         policy=policy,
     )
     if policy is not None and policy.criterion:
-        loader.score = Scorer(policy.criterion, 1.0, nn.Identity(), teacher)
+        loader.score = Scorer(policy.criterion, 1.0, nn.Identity(), lambda images, _: teacher(images))
     for epoch in range(1, epochs + 1):
         for images, _ in loader.epoch(epoch):
             logits = teacher(images).logits

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -114,6 +115,22 @@ def _convert(kind: Any, value: Any) -> Any:
     elif kind is tuple and isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
         return tuple(value)
     raise ValueError
+
+
+_BYTES = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+_BYTES |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+
+
+def byte_count(text: str) -> int:
+    """``20 GB``, ``500MB`` or ``1.5 TiB`` as a number of bytes.
+
+    Raises:
+        ValueError: it is no such size; says what is allowed.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not found or found[2].upper() not in _BYTES:
+        raise ValueError("must be a size like 500 MB, 20 GB or 1.5 TB")
+    return int(float(found[1]) * _BYTES[found[2].upper()])
 
 
 def check_value(field: dataclasses.Field[Any], value: Any) -> Any:

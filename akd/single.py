@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -20,13 +21,17 @@ from akd.config import Experiment, SearchConfig
 from akd.data import TrainData
 from akd.errors import ExperimentError, Interrupted, RunError
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
-from akd.job import Job
+from akd.job import Job, kept_keys
 from akd.logged import default_uri, experiment_title, scrubbed
-from akd.prepare import check_output, checked, complete, default_name, placed, study_folder
+from akd.prepare import Prepared, check_output, checked, complete, default_name, placed, prepare, study_folder
 from akd.session import Here, Session
+from akd.sharing import Sharing, cache_folder, check_cache, sharing
+from akd.space import Space
 from akd.study import batch_sizes, resolved
 from akd.summary import program, shown_path
+from akd.teacher.cache import size_of
 from akd.teacher.keep import Teacher
+from akd.teacher.served import live_because
 from akd.teaching import provide
 from akd.terminal import Display, percent
 from akd.tracking import Tracker
@@ -142,9 +147,76 @@ def teach(
         return provide(session, full, data, Path(output).absolute(), display, None)
 
 
+def cache(
+    experiment: Experiment | Mapping[str, Any] | str | Path,
+    *,
+    passes: int | None = None,
+    output: str | Path = "runs",
+    workers: int | None = None,
+    ray_address: str | None = None,
+    display: Display | None = None,
+) -> Sharing:
+    """Have the teacher's outputs kept ahead of a search, on all devices (and the teacher trained, if there is none).
+
+    Args:
+        passes: over the training images; default as many as a trial's epochs make.
+
+    The other arguments and errors are as of :func:`distil`.
+
+    Returns:
+        What is kept, as the search that reads it will say.
+    """
+    full = complete(resolved(experiment))
+    if passes is not None and (not isinstance(passes, int) or isinstance(passes, bool) or passes < 1):
+        raise ExperimentError("must be a whole number of at least 1", key="passes", value=passes)
+    data = _check(full, workers, ray_address)
+    check_output(Path(output))
+    ready = prepare(full) if full.space else Prepared(full, data, Space(()), {})
+    shared, folder = sharing(ready), cache_folder(full, Path(output))
+    if not shared.views:
+        why = next(iter(shared.live.values()), "its method learns from no teacher")
+        raise ExperimentError(f"nothing of it can be kept: {why}", key="method", value=full.method.title)
+    number = passes or full.train.epochs * full.train.epoch_factor
+    number = min(number, full.teacher.cache.epochs or number)
+    display = display or Display(number, 0, [])
+    with _session(full, workers, ray_address) as session:
+        teacher = provide(session, full, data, Path(output).absolute(), display, None)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fill-", dir=folder) as work:
+            _fill(session, shared, teacher, folder, Path(work), number, display)
+    return shared
+
+
+def _fill(
+    session: Session | Here, shared: Sharing, teacher: Teacher, folder: Path, work: Path, passes: int, display: Display
+) -> None:
+    keep = tuple(sorted(shared.keep))
+    jobs = []
+    for number, experiment in enumerate(shared.views):
+        run_folder.create(work / str(number), experiment, Run("cache", f"cache {number}"))
+        job = Job(str(work / str(number)), str(teacher.folder), cache=str(folder), keep=keep, passes=passes)
+        jobs.append(job)
+    made, done = [0.0], [0]
+    with display.bar("teacher's outputs", len(jobs) * passes) as advance:
+
+        def on_epoch(job: Job, number: int, metrics: dict[str, float]) -> None:
+            done[0] += 1
+            made[0] += metrics["time/teacher_images"]
+            advance(done[0], f"{made[0]:,.0f} images")
+
+        session.carry(jobs, session.team(shared.views[0].train.batch_size), on_epoch=on_epoch)
+    keys = {key for job in jobs if (noted := kept_keys(Path(job.folder))) for key in noted["keys"]}
+    size = sum(size_of(folder / key) for key in keys)
+    display.say(
+        f"run on {made[0]:,.0f} images; {', '.join(keep)} of {passes} passes in {shown_path(folder)}: "
+        f"{size / 1e6:.1f} MB under {len(keys)} key{'s' * (len(keys) > 1)}"
+    )
+
+
 def _check(full: Experiment, workers: int | None, ray_address: str | None) -> TrainData:
     with placed(full):
         data = checked(full)
+        check_cache(full)
         if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
             raise ExperimentError("must be a whole number of at least 1", key="workers", value=workers)
         if not _here(workers, ray_address):
@@ -241,6 +313,7 @@ def _carry(
         str(folder),
         str(teacher.folder) if teacher else None,
         every_student=full.search.log_checkpoints == "all",
+        cache=_cache(full, folder.parent, display),
     )
     shared = f" on {team.size} workers" if team.size > 1 else ""
     with display.bar(f"student {full.student.name}{shared}", full.train.epochs) as advance:
@@ -251,6 +324,18 @@ def _carry(
 
         session.carry([job], team, on_epoch=on_epoch)
     run.end(folder, COMPLETE)
+
+
+def _cache(full: Experiment, output: Path, display: Display) -> str | None:
+    """Where the run finds its teacher's outputs, if that was asked for: alone it would keep them for nobody."""
+    if full.teacher.cache.use != "on" or not full.needs_teacher:
+        return None
+    if (why := live_because(full)) is not None:
+        display.say(f"the teacher runs in every step of {full.method.title}: {why}")
+        return None
+    found = cache_folder(full, output)
+    display.say(f"the teacher's outputs are kept in {shown_path(found)}")
+    return str(found)
 
 
 def _closing(result: TrialResult, full: Experiment) -> list[str]:

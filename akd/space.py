@@ -16,7 +16,7 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,14 @@ class Parameter:
             return value in self.choices
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return number and self.low <= value <= self.high and (self.kind == "float" or value == int(value))
+
+    def all_values(self) -> Iterable[Any]:
+        """Every value; of a range of numbers that has no end of them, the :meth:`extremes`."""
+        if self.kind == "int":
+            return range(int(self.low), int(self.high) + 1, int(self.step or 1))
+        if self.kind == "float" and self.step:
+            return (self.low + k * self.step for k in range(int((self.high - self.low) / self.step + 1e-9) + 1))
+        return self.extremes()
 
     def extremes(self) -> tuple[Any, ...]:
         """Values that show whether the whole range is allowed."""
@@ -310,6 +318,16 @@ def _check_values(space: Space, experiment: Experiment) -> None:
     if together:
         raise together
     _check_parts(space, experiment)
+
+
+def variants(space: Space, experiment: Experiment) -> Iterator[Experiment]:
+    """The experiment with every parameter in turn at the ends of its range, or each of its choices."""
+    for p in space.parameters:
+        for value in p.extremes():
+            try:
+                yield experiment.with_values(space.around({p.key: value}))
+            except ExperimentError:  # a choice that another parameter's condition keeps away
+                continue
 
 
 def _check_parts(space: Space, experiment: Experiment) -> None:

@@ -98,6 +98,7 @@ class _Pair(nn.Module):
             lam=lam.to(batch.lam.dtype),
             view=view.to(batch.view.dtype),
             offset=0,
+            candidate=None,  # the teacher, who alone reads it, has been asked
         )
 
 

@@ -28,8 +28,10 @@ from akd.logged import default_uri, experiment_title, scrubbed
 from akd.prepare import Prepared, complete, default_name, placed, prepare, study_folder
 from akd.result import StudyResult
 from akd.session import Session
+from akd.sharing import cache_folder, check_cache, sharing
 from akd.summary import closing_lines, closing_title, make_result, program, runs, shown_path
 from akd.teacher.keep import Teacher, find
+from akd.teacher.served import live_because
 from akd.teaching import provide
 from akd.terminal import Display
 from akd.tracking import Tracker
@@ -98,6 +100,7 @@ def check(
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(folder.parent)
     ready = prepare(full)
     with placed(full):
+        check_cache(full)
         cluster.check(full.search, ray_address, batch_sizes(full))
     try:
         check_tracking(uri, folder.parent, answers=not tracking_later)
@@ -168,6 +171,8 @@ class _Study:
         keys = [p.key for p in ready.space.searched]
         self.display = display or Display(self.experiment.train.epochs, self.experiment.search.trials, keys)
         self.start_costs: list[float] = []
+        self.sharing = sharing(ready)
+        self.cache = cache_folder(self.experiment, self.output) if self.sharing.keep else None
         run = Run.read(folder)
         assert run is not None
         self.record = run
@@ -244,6 +249,8 @@ class _Study:
         self.record.tags |= {"teacher_hash": teacher.hash}
         self.record.results["teacher/val_accuracy"] = teacher.accuracy
         self.record.write(self.folder)
+        for line in self.sharing.words():
+            self.display.say(line)
         return teacher
 
     def _search(self, resources: Resources, teacher: Teacher | None) -> None:
@@ -268,7 +275,13 @@ class _Study:
             for path in sorted([*self.folder.glob("controls/*"), *self.folder.glob("trials/*")]):
                 self._show(path)
             stopped, self.start_costs = tuning.run(
-                self.experiment, searcher, resources, teacher.folder if teacher else None, on_epoch=self._epoch
+                self.experiment,
+                searcher,
+                resources,
+                teacher.folder if teacher else None,
+                self.cache,
+                self.sharing.keep,
+                on_epoch=self._epoch,
             )
         shutil.rmtree(self.folder / "tune", ignore_errors=True)
         if stopped:
@@ -317,6 +330,8 @@ class _Study:
                 self.folder,
                 experiments,
                 teacher.folder if teacher else None,
+                # A champion that asks the network itself leaves nobody to share with plain KD.
+                self.cache if winner.needs_teacher and live_because(winner) is None else None,
                 lambda jobs, **callbacks: session.carry(jobs, team, **callbacks),
                 on_start=self.tracker.changed,
                 on_epoch=on_epoch,
@@ -370,6 +385,7 @@ class _Study:
             "champion/test_accuracy": result.champion["test"]["mean"],
             **{f"gain/{name}_points": gain.mean for name, gain in result.gain.items()},
             "device_hours": result.device_hours,
+            **{f"teacher/{name}": float(count) for name, count in result.teacher_passes.items()},
         }
         self.record.tags |= {"best_trial": str(result.best_trial["number"]), "mlflow.note.content": result.note()}
         self.record.end(self.folder, COMPLETE, None, **figures)

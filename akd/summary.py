@@ -11,13 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from akd import config as configuration
 from akd import folder as run_folder
 from akd.config import Experiment
 from akd.folder import Run
+from akd.job import kept_keys
 from akd.methods import soft_weight
 from akd.prepare import Prepared
 from akd.result import CONTROL_WORDS, StudyResult, paired_gain, scores
+from akd.teacher.cache import size_of
 from akd.teacher.keep import Teacher
 from akd.terminal import percent, short_names, show_value
 
@@ -27,18 +28,30 @@ def runs(study: Path, part: str) -> list[Run]:
     return [r for p in sorted(study.glob(f"{part}/*/run.json")) if (r := Run.read(p.parent))]
 
 
-def costs(study: Path, teacher: Teacher | None) -> tuple[float, int]:
-    """Seconds of training, and images the teacher was run on, of a whole study (with a teacher it trained itself)."""
-    seconds, passes = 0.0, 0
+def costs(study: Path, teacher: Teacher | None) -> tuple[float, int, int]:
+    """What a whole study took: seconds of training (of a teacher it trained itself, too), and of the teacher in it.
+
+    Returns:
+        Seconds, images whose outputs were asked for, images the teacher was run on.
+    """
+    seconds, asked, made = 0.0, 0, 0
     for path in study.glob("*/*/run.json"):
         entries = [*run_folder.head_history(path.parent), *run_folder.history(path.parent)]
         seconds += sum(e["time/epoch_s"] * e.get("time/devices", 1) for e in entries)
-        if configuration.load(path.parent / "experiment.yaml", {}, strict=False).needs_teacher:
-            passes += sum(round(e["time/epoch_s"] * e["time/images_per_s"]) for e in entries)
+        asked += sum(round(e.get("time/teacher_asked", 0)) for e in entries)
+        made += sum(round(e.get("time/teacher_images", 0)) for e in entries)
     own = Run.read(study)
     if teacher is not None and own is not None and "teacher_trained" in own.tags:
         seconds += sum(e["time/epoch_s"] * e.get("time/devices", 1) for e in run_folder.history(teacher.folder))
-    return seconds, passes
+    return seconds, asked, made
+
+
+def teacher_passes(study: Path, asked: int, made: int) -> dict[str, int]:
+    """What the cache did for a study: see :class:`akd.result.StudyResult`."""
+    noted = [n for path in study.glob("*/*/run.json") if (n := kept_keys(path.parent))]
+    keys = {(n["folder"], key) for n in noted for key in n["keys"]}
+    size = sum(size_of(Path(folder) / key) for folder, key in keys)
+    return {"made": made, "saved": max(0, asked - made), "bytes": size, "keys": len(keys)}
 
 
 def make_result(
@@ -64,7 +77,7 @@ def make_result(
     experiment: Experiment = ready.experiment
     run, accuracy, epochs = best
     winner = experiment.with_values(run.parameters)
-    trained, passes = costs(study, teacher)
+    trained, asked, made = costs(study, teacher)
     pauses = sorted(start_costs)
     return StudyResult(
         study=study.name,
@@ -96,7 +109,7 @@ def make_result(
         mlflow={},
         wall_clock_s=seconds,
         device_hours=trained / 3600,
-        teacher_passes={"made": passes, "saved": 0},
+        teacher_passes=teacher_passes(study, asked, made),
         start_cost_s={"median": pauses[len(pauses) // 2], "largest": pauses[-1]} if pauses else {},
     )
 
@@ -143,8 +156,17 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
         lines.append(
             f"start     {pause['median']:.2f} s between two trials of a worker, {pause['largest']:.2f} at most"
         )
+    if result.teacher_passes.get("keys"):
+        lines.append(f"teacher   {teacher_words(result.teacher_passes)}")
     lines.append(f"time      {result.wall_clock_s:.0f} s; {result.device_hours * 60:.1f} device-minutes of training")
     return lines
+
+
+def teacher_words(passes: Mapping[str, int]) -> str:
+    """``run on 17,244 images, 40,100 found in the cache (0.6 MB, 2 keys)``."""
+    keys = passes["keys"]
+    kept = f"{passes['bytes'] / 1e6:.1f} MB, {keys} key{'s' * (keys > 1)}"
+    return f"run on {passes['made']:,} images instead of {passes['made'] + passes['saved']:,} ({kept})"
 
 
 def verdict(result: StudyResult) -> str:

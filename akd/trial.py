@@ -22,7 +22,13 @@ def run_trial(config: dict[str, Any]) -> None:
     A failure of the training itself (divergence, out of memory, a bug in a method) is reported as a result with
     ``failed``, not raised: Tune would try it again, and it would fail again. Only a dead process is retried.
     """
-    job = Job(config["folder"], config.get("teacher"), every_student=config["every_student"])
+    job = Job(
+        config["folder"],
+        config.get("teacher"),
+        every_student=config["every_student"],
+        cache=config["cache"],
+        keep=tuple(config["keep"]),
+    )
     try:
         failed = _in_process(job) if config["team"] is None else _on_workers(job, config["team"])
     finally:

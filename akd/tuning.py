@@ -72,6 +72,8 @@ def run(
     searcher: StudySearcher,
     resources: Resources,
     teacher: Path | None,
+    cache: Path | None,
+    keep: frozenset[str],
     *,
     on_epoch: Callable[[Path, int, float], None],
 ) -> tuple[bool, list[float]]:
@@ -81,6 +83,8 @@ def run(
         searcher: what to run.
         resources: of a trial, and how many at once.
         teacher: run folder of the teacher.
+        cache: folder of teachers' outputs, if trials share them.
+        keep: what is kept of them.
         on_epoch: called with (folder, epoch, validation accuracy).
 
     Returns:
@@ -101,6 +105,8 @@ def run(
         param_space={
             "team": resources.team,
             "teacher": str(teacher) if teacher else None,
+            "cache": str(cache) if cache else None,
+            "keep": sorted(keep),
             "every_student": experiment.search.log_checkpoints == "all",
         },
         tune_config=TuneConfig(

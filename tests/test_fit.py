@@ -388,6 +388,7 @@ class TestCarrier:
         metrics = run(data, teacher, epochs=1).history[0]
         assert set(metrics) == {
             *("epoch", "lr", "time/epoch_s", "time/images_per_s", "time/devices", "train/loss", "train/accuracy"),
+            *("time/teacher_asked", "time/teacher_images"),
             *("loss/ce", "loss/kd", "val/accuracy", "val/loss"),
         }
         assert 0 <= metrics["val/accuracy"] <= 1

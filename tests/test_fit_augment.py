@@ -151,23 +151,22 @@ def test_the_only_view_has_mixed_labels(
 def test_one_pass_each_for_training_and_scoring_beside_them(
     criterion: str, data: TrainData, teacher: nn.Module
 ) -> None:
-    """The teacher sees a step's images at once; scoring counts in no BatchNorm statistics."""
+    """The teacher sees a step's candidates, then its images, at once; scoring counts in no BatchNorm statistics."""
     sizes: list[int] = []
-    probes: list[int] = []
 
     class Spy(LiveTeacher):
         def __call__(self, images: Tensor, batch: Batch) -> Output:
             sizes.append(len(images))
             return super().__call__(images, batch)
 
-        def probe(self, images: Tensor) -> Output:
-            probes.append(len(images))
-            return super().probe(images)
-
     e = experiment({"host": "kd", "augment": {"name": "cutmix_pick", "criterion": criterion, "pool": 2}}, epochs=1)
-    result = fit(e, data, Spy(teacher))
-    assert sizes == STEPS * [2 * BATCH]
-    assert probes == [1] + (criterion != "student_entropy") * STEPS * [2 * BATCH]
+    source = Spy(teacher)
+    result = fit(e, data, source)
+    asked = 1 if criterion == "student_entropy" else 2
+    assert sizes == STEPS * asked * [2 * BATCH]
+    assert (source.asked, source.made) == (sum(sizes), sum(sizes))
+    history = result.history[0]
+    assert history["time/teacher_asked"] == history["time/teacher_images"] == sum(sizes)
     counts = {int(v) for k, v in result.student.state_dict().items() if k.endswith("num_batches_tracked")}
     assert counts == {STEPS}
 

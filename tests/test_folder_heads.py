@@ -73,10 +73,10 @@ def test_stages_have_a_file_each(whole: Path) -> None:
 
 def test_head_epochs_are_charged(whole: Path, data: TrainData) -> None:
     """Seconds of both stages; the teacher saw every image of every epoch of both."""
-    seconds, passes = costs(whole.parents[1], None)
+    seconds, asked, made = costs(whole.parents[1], None)
     entries = [*run_folder.head_history(whole), *run_folder.history(whole)]
     assert seconds == sum(e["time/epoch_s"] for e in entries)
-    assert passes == (HEADS + EPOCHS) * (len(data.train) // 64 * 64)
+    assert asked == made == (HEADS + EPOCHS) * (len(data.train) // 64 * 64)
 
 
 @pytest.mark.parametrize("place", ["before its checkpoint", "after its checkpoint"])

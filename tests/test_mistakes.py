@@ -505,7 +505,7 @@ PLACES = {
     },
     **{
         f"name {name}": flags("--name", name, says=[f"name = {name!r}", "reserved"])
-        for name in ("teachers", "artifacts", "single", "mlflow.db")
+        for name in ("teachers", "artifacts", "cache", "single", "mlflow.db")
     },
     "name that exists": flags("--name", "mine", says=["'mine'", "exists already", "--resume mine"], setup=taken),
     "name that exists, dry run": flags(
@@ -696,7 +696,27 @@ def alone(folder: Path) -> None:
     akd.distil("s.yaml", name="alone")
 
 
+CACHE = {
+    "use": flags("--teacher.cache.use", "sometimes", says=["teacher.cache.use", "'sometimes'", "one of auto, off, on"]),
+    "dtype": flags("--teacher.cache.dtype", "float1", says=["teacher.cache.dtype", "did you mean 'float16'"]),
+    "epochs": flags("--teacher.cache.epochs", "0", says=["teacher.cache.epochs = 0", ">= 1"]),
+    "unknown": flags("--teacher.cache.bugdet", "1", says=["teacher.cache.bugdet", "did you mean 'budget'"]),
+    "no section": flags("--teacher.cache", "3", says=["teacher.cache = 3", "must hold keys and values"]),
+    "budget": flags("--teacher.cache.budget", "lots", says=["--teacher.cache.budget", "'lots'", "a size like 500 MB"]),
+    "less than nothing": flags("--teacher.cache.budget=-5 GB", says=["'-5 GB'", "a size like"]),
+    "no effect": flags(
+        *("--teacher.cache.use=off", "--teacher.cache.dtype=float32"), says=["teacher.cache.dtype", "has no effect"]
+    ),
+    "folder": flags("--teacher.cache.dir=s.yaml/x", says=["teacher.cache.dir", "s.yaml", "is no folder"]),
+    "searched": text("space:", "space:\n  teacher.cache.epochs: {type: int, low: 1, high: 3}", ["cannot be searched"]),
+}
+
+
 SINGLE = {
+    "nothing to keep": other("teacher", "cache", says=["name an experiment", "--teacher"]),
+    "nothing that is kept": other("teacher", "cache", "s.yaml", "--teacher.cache.use=off", says=["kd", "use is off"]),
+    "nobody to learn": other("teacher", "cache", "s.yaml", "--passes=0", says=["--passes = 0", "a whole number"]),
+    "a cache of a run": other("train", "s.yaml", "--teacher.cache.dir=s.yaml", says=["teacher.cache.dir", "no folder"]),
     "nothing to train": other("train", says=["name an experiment", "quickstart", "--data"]),
     "no teacher to train": other("teacher", says=["name an experiment", "quickstart", "--teacher"]),
     "unknown key": other("train", "s.yaml", "--train.lrr", "1", says=["--train.lrr", "did you mean 'lr'"]),
@@ -735,9 +755,9 @@ SINGLE = {
     "go on with an experiment": other("train", "s.yaml", "--resume", "alone", says=["nothing else"], setup=alone),
 }
 
-TABLES = [NAMES, NUMBERS, SPACES, FORMS, FILES, WEIGHTS, DATA, PLACES, MACHINES, RESUMED, VERBS, SINGLE]
+TABLES = [NAMES, NUMBERS, SPACES, FORMS, FILES, WEIGHTS, DATA, PLACES, MACHINES, RESUMED, VERBS, CACHE, SINGLE]
 TITLES = ["names", "numbers", "space", "forms", "file", "weights", "data", "places", "machines", "resume"]
-TITLES += ["verbs", "single"]
+TITLES += ["verbs", "cache", "single"]
 ROWS = {f"{title}: {name}": row for title, rows in zip(TITLES, TABLES, strict=True) for name, row in rows.items()}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from akd.errors import ExperimentError
-from akd.settings import Origins, allowed, build, check_value, setting
+from akd.settings import Origins, allowed, build, byte_count, check_value, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,3 +174,26 @@ class TestOrigins:
         assert origins.of("trian") == "--trian.lr.x"
         assert origins.of("tr") is None
         assert origins.of("") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("0", 0),
+        ("7", 7),
+        ("20 GB", 20 * 10**9),
+        ("500MB", 5 * 10**8),
+        ("1.5 TB", 1_500_000_000_000),
+        ("2 kb", 2000),
+        (" 3 GiB ", 3 << 30),
+        ("1 B", 1),
+    ],
+)
+def test_sizes(text: str, count: int) -> None:
+    assert byte_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "GB", "lots", "-1 GB", "1 GBit", "1e9", "5 G", "1,5 GB", "20 GB 3 MB", "inf"])
+def test_no_sizes(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a size like 500 MB"):
+        byte_count(text)

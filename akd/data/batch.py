@@ -27,6 +27,8 @@ class Batch(NamedTuple):
         offset: position of this share's first image in the global batch.
         total: images in the global batch; 0 means this share is all of it.
         views: how many views of each image the rows hold.
+        number: of the augmentation table the images were made from, counted from 1; 0 says nothing.
+        candidate: [B] which strong view of the image each row is, -1 for the standard one; ``None``: all are standard.
     """
 
     index: Tensor  # type: ignore[assignment]  # the design's name; hides tuple.index, which nobody needs here
@@ -40,6 +42,8 @@ class Batch(NamedTuple):
     offset: int = 0
     total: int = 0
     views: int = 1
+    number: int = 0
+    candidate: Tensor | None = None
 
     @property
     def images(self) -> int:
@@ -54,6 +58,7 @@ class Batch(NamedTuple):
             target2=change(self.target2),
             lam=change(self.lam),
             view=change(self.view),
+            candidate=None if self.candidate is None else change(self.candidate),
         )
 
 

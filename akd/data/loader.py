@@ -93,13 +93,14 @@ class Rows(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """The first fields of a :class:`Batch`, all [B]."""
+    """The columns of a :class:`Batch`, all [B]."""
 
     index: Tensor  # type: ignore[assignment]  # as in Batch
     target: Tensor
     target2: Tensor
     lam: Tensor
     view: Tensor
+    candidate: Tensor | None
 
 
 class StrongRows:
@@ -111,13 +112,57 @@ class StrongRows:
         self.table = [torch.stack(each, 1) for each in zip(*(policy.table(p) for p in plans), strict=True)]
         self.partner = torch.stack([p.partner(train) for p in plans], 1) if policy.mixes else None
 
-    def of(self, rows: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """The policy's arguments and the partners for rows [b]: [pool * b, ...], candidate by candidate."""
+    def of(self, rows: Tensor, candidate: int | None = None) -> tuple[list[Tensor], Tensor | None]:
+        """The policy's arguments and the partners for rows [b]: [pool * b, ...], candidate by candidate.
+
+        Args:
+            candidate: give this one's alone, [b, ...].
+        """
 
         def taken(values: Tensor) -> Tensor:
-            return values[rows].transpose(0, 1).flatten(0, 1)
+            some = values[rows]
+            return some.transpose(0, 1).flatten(0, 1) if candidate is None else some[:, candidate]
 
         return [taken(t) for t in self.table], None if self.partner is None else taken(self.partner)
+
+
+class Pass:
+    """One pass over the training rows: what every image of it looks like, whoever asks and in whatever order.
+
+    Attributes:
+        loader: whose images these are.
+        number: of the augmentation table.
+        columns: of the standard view, on the device.
+        drawn: of the strong views; ``None`` without a policy.
+    """
+
+    def __init__(self, loader: DeviceLoader, number: int):
+        self.loader, self.number = loader, number
+        plan = EpochPlan(loader.plan_seed, number, len(loader.labels))
+        self.columns = [column.to(loader.device) for column in loader.data.augment.columns(plan)]
+        self.drawn = None if loader.policy is None else StrongRows(loader.policy, plan, loader.data.train)
+
+    def standard(self, rows: Rows) -> Tensor:
+        """Standard views [b, C, H, W], 0..255."""
+        images = self.loader._gather(rows.there, rows.here)
+        return self.loader.data.augment(images, *(column[rows.there] for column in self.columns))
+
+    def strong(self, standard: Tensor, table: list[Tensor], partner: Tensor | None) -> Tensor:
+        """Strong views, normalised, from standard ones and their rows of what was drawn."""
+        loader = self.loader
+        assert loader.policy is not None
+        others = None
+        if partner is not None:
+            others = self.standard(Rows(partner, ship(partner, loader.device)))
+        return loader._normalised(loader.policy(standard, others, loader.dtype, *table))
+
+    def images(self, rows: Tensor, candidate: int = -1) -> Tensor:
+        """One view of each of ``rows`` [b] of the training file, as the networks see it; -1 is the standard view."""
+        standard = self.standard(Rows(rows, rows.to(self.loader.device)))
+        if candidate < 0:
+            return self.loader._normalised(standard)
+        assert self.drawn is not None
+        return self.strong(standard, *self.drawn.of(rows, candidate))
 
 
 class DeviceLoader:
@@ -132,10 +177,13 @@ class DeviceLoader:
         world: which share of each global batch is this worker's.
         policy: makes strong views; ``None`` leaves the standard one.
         passes: over the training rows in an epoch, each with images and order of its own.
+        repeat: use the first so many augmentation tables again and again; ``None`` has a new one for every pass. The
+            training order never repeats.
 
     Attributes:
         steps: in an epoch.
-        score: images [b, C, H, W], normalised -> [b]; a policy that picks needs it.
+        score: (images [b, C, H, W] normalised, their batch) -> [b]; a policy that picks needs it.
+        before: called with each pass before its first step.
     """
 
     def __init__(
@@ -150,17 +198,23 @@ class DeviceLoader:
         world: World,
         policy: Policy | None = None,
         passes: int = 1,
+        repeat: int | None = None,
     ):
         self.data, self.batch_size, self.seed, self.plan_seed = data, batch_size, seed, plan_seed
         self.device, self.dtype, self.world = device, dtype, world
-        self.policy, self.passes = policy, passes
-        self.score: Callable[[Tensor], Tensor] | None = None
+        self.policy, self.passes, self.repeat = policy, passes, repeat
+        self.score: Callable[[Tensor, Batch], Tensor] | None = None
+        self.before: Callable[[Pass], None] = lambda view: None
         self.steps = len(data.train) // batch_size * passes
         self.resident = resident(data.dataset.images, device)
         self.images = data.dataset.images.to(device) if self.resident else data.dataset.images
         self.labels = data.dataset.labels.to(device)
         self.mean = torch.tensor(data.dataset.mean, device=device, dtype=torch.float64)
         self.std = torch.tensor(data.dataset.std, device=device, dtype=torch.float64)
+
+    def table(self, number: int) -> int:
+        """The augmentation table of the pass ``number``, counted from 1 over all epochs."""
+        return number if self.repeat is None else (number - 1) % self.repeat + 1
 
     def epoch(self, epoch: int, stage: str = "step") -> Iterator[tuple[Tensor, Batch]]:
         """The epoch's steps: images [b, C, H, W] normalised, and their :class:`Batch`, b this worker's share.
@@ -175,49 +229,42 @@ class DeviceLoader:
         each = self.steps // self.passes
         for k in range(self.passes):
             number = (epoch - 1) * self.passes + k + 1
-            plan = EpochPlan(self.plan_seed, number, len(self.labels))
             order = training_order(self.seed, number, self.data.train)
             on_device = order.to(self.device)
-            columns = [column.to(self.device) for column in self.data.augment.columns(plan)]
-            strong = None if self.policy is None else StrongRows(self.policy, plan, self.data.train)
+            view = Pass(self, self.table(number))
+            self.before(view)
             for step in range(each):
                 rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
-                both = Rows(order[rows], on_device[rows])
-                yield self._step(both, columns, strong, epoch, k * each + step, draws)
+                yield self._step(view, Rows(order[rows], on_device[rows]), epoch, k * each + step, draws)
 
-    def _step(
-        self,
-        rows: Rows,
-        columns: list[Tensor],
-        strong: StrongRows | None,
-        epoch: int,
-        step: int,
-        draws: torch.Generator,
-    ) -> tuple[Tensor, Batch]:
+    def _step(self, view: Pass, rows: Rows, epoch: int, step: int, draws: torch.Generator) -> tuple[Tensor, Batch]:
         """One step; ``rows`` are those of the global batch."""
         low, high = self.world.share(self.batch_size)
         mine = rows.part(low, high)
-        standard = self._standard(mine, columns)
-        if strong is None:
-            images, found = self._normalised(standard), self._labelled(mine.there, mine.there, None, 0)
-        else:
-            images, found = self._strong(strong, rows, low, high, standard, columns)
-        views = len(images) // len(standard)
-        if strong is not None and strong.policy.config.form == "second":
-            images = torch.cat([self._normalised(standard), images])
-            plain = self._labelled(mine.there, mine.there, None, 0)
-            found = Labels(*(torch.cat(pair) for pair in zip(plain, found, strict=True)))
-            views += 1
-        return images, Batch(*found, epoch, step, draws, low, self.batch_size, views)
+        standard = view.standard(mine)
 
-    def _standard(self, rows: Rows, columns: list[Tensor]) -> Tensor:
-        there = rows.there
-        return self.data.augment(self._gather(there, rows.here), *(column[there] for column in columns))
+        def batch(found: Labels, views: int) -> Batch:
+            index, target, second, lam, kind, candidate = found
+            columns = (index, target, second, lam, kind)
+            return Batch(*columns, epoch, step, draws, low, self.batch_size, views, view.number, candidate)
+
+        if self.policy is None:
+            return self._normalised(standard), batch(self._labelled(mine.there, mine.there, None, 0, None), 1)
+        images, found = self._strong(view, rows, low, high, standard, batch)
+        views = len(images) // len(standard)
+        if self.policy.config.form == "second":
+            images = torch.cat([self._normalised(standard), images])
+            plain = self._labelled(mine.there, mine.there, None, 0, torch.full_like(mine.there, -1))
+            found = Labels(*(torch.cat(pair) for pair in zip(plain, found, strict=True)))  # type: ignore[arg-type]
+            views += 1
+        return images, batch(found, views)
 
     def _normalised(self, images: Tensor) -> Tensor:
         return normalise(images, self.mean, self.std, self.dtype)
 
-    def _labelled(self, index: Tensor, other: Tensor, lam: Tensor | None, view: int) -> Labels:
+    def _labelled(
+        self, index: Tensor, other: Tensor, lam: Tensor | None, view: int, candidate: Tensor | None
+    ) -> Labels:
         """What a batch says of the images ``index``, mixed with the rows ``other``, or of one piece without ``lam``."""
         target = self.labels[index]
         if lam is None:
@@ -225,51 +272,56 @@ class DeviceLoader:
             second = target
         else:
             second = self.labels[other]
-        return Labels(index, target, second, lam, torch.full_like(index, view))
+        return Labels(index, target, second, lam, torch.full_like(index, view), candidate)
 
     def _strong(
-        self, strong: StrongRows, rows: Rows, low: int, high: int, standard: Tensor, columns: list[Tensor]
+        self, view: Pass, rows: Rows, low: int, high: int, standard: Tensor, batch: Callable[[Labels, int], Batch]
     ) -> tuple[Tensor, Labels]:
         """This worker's strong views, normalised, and what a :class:`Batch` says of them."""
-        policy, view = strong.policy, int(strong.policy.config.form == "second")
-        mine = rows.part(low, high)
-        table, partner = strong.of(mine.here)
-        images = standard.repeat(policy.pool, 1, 1, 1) if policy.pool > 1 else standard
-        others = None
-        if partner is not None:
-            others = self._standard(Rows(partner, ship(partner, self.device)), columns)
-        images = self._normalised(policy(images, others, self.dtype, *table))
-        if policy.criterion:
-            images, index, partner, lam = self._picked(strong, rows, low, high, images)
-            return images, self._labelled(index, partner, lam, view)
+        policy, drawn = self.policy, view.drawn
+        assert policy is not None
+        assert drawn is not None
+        mine, second = rows.part(low, high), int(policy.config.form == "second")
+        table, partner = drawn.of(mine.here)
+        images = view.strong(standard.repeat(policy.pool, 1, 1, 1) if policy.pool > 1 else standard, table, partner)
         index = mine.there.repeat(policy.pool)
+        candidate = torch.arange(policy.pool, device=self.device).repeat_interleave(len(mine.there))
         if partner is None:
-            return images, self._labelled(index, index, None, view)
-        lam = ship(policy.lam(*table).to(self.dtype), self.device)
-        return images, self._labelled(index, ship(partner, self.device), lam, view)
+            found = self._labelled(index, index, None, second, candidate)
+        else:
+            lam = ship(policy.lam(*table).to(self.dtype), self.device)
+            found = self._labelled(index, ship(partner, self.device), lam, second, candidate)
+        if not policy.criterion:
+            return images, found
+        if self.score is None:
+            raise ValueError(f"{policy.config.name} picks by {policy.criterion}, and nothing scores: set loader.score")
+        scores = self.score(images, batch(found, policy.pool))
+        return self._picked(drawn, rows, low, high, images, scores)
 
     @torch.no_grad()
     def _picked(
-        self, strong: StrongRows, rows: Rows, low: int, high: int, images: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """This worker's share of the best candidates of the global batch: images, rows, partners and lam.
+        self, drawn: StrongRows, rows: Rows, low: int, high: int, images: Tensor, scores: Tensor
+    ) -> tuple[Tensor, Labels]:
+        """This worker's share of the best candidates of the global batch, and what a :class:`Batch` says of them.
 
         The scores of all workers decide, so the choice does not hang on how many there are; the candidates travel with
         them, because those that are kept are seldom spread evenly.
         """
-        policy = strong.policy
-        if self.score is None:
-            raise ValueError(f"{policy.config.name} picks by {policy.criterion}, and nothing scores: set loader.score")
+        policy = drawn.policy
         pool = (policy.pool, high - low)
-        scores = self.world.gather(self.score(images).unflatten(0, pool).transpose(0, 1).contiguous(), self.batch_size)
+        scores = self.world.gather(scores.unflatten(0, pool).transpose(0, 1).contiguous(), self.batch_size)
         images = self.world.gather(images.unflatten(0, pool).transpose(0, 1).contiguous(), self.batch_size)
         kept = best(scores.flatten(), policy.keep * self.batch_size).view(policy.keep, -1)[:, low:high].flatten()
-        table, partner = strong.of(rows.here)  # of the global batch, candidate by candidate
+        table, partner = drawn.of(rows.here)  # of the global batch, candidate by candidate
         assert partner is not None
-        by_image = (kept % policy.pool) * self.batch_size + kept // policy.pool
+        candidate = kept % policy.pool
+        by_image = candidate * self.batch_size + kept // policy.pool
         lam = ship(policy.lam(*table).to(self.dtype), self.device)[by_image]
-        index = rows.there[kept // policy.pool]
-        return images.flatten(0, 1)[kept], index, ship(partner, self.device)[by_image], lam
+        other = ship(partner, self.device)[by_image]
+        second = int(policy.config.form == "second")
+        return images.flatten(0, 1)[kept], self._labelled(
+            rows.there[kept // policy.pool], other, lam, second, candidate
+        )
 
     def plain(self, rows: Tensor, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Images as they are (no augmentation) and labels of ``rows`` of the training file, batch by batch."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from akd.data.batch import Batch
+
 CRITERIA = ("teacher_entropy", "student_entropy", "kl")
 
 
@@ -43,7 +45,7 @@ class Scorer:
         criterion: one of :data:`CRITERIA`.
         temperature: of the divergence; entropies are taken at 1.
         student: the network in training; its mode is left as it was.
-        teacher: images -> Output, without gradient; may be ``None`` for ``student_entropy``.
+        teacher: images and their batch -> Output, without gradient; may be ``None`` for ``student_entropy``.
         amp: score in bfloat16.
     """
 
@@ -52,7 +54,7 @@ class Scorer:
         criterion: str,
         temperature: float,
         student: nn.Module,
-        teacher: Callable[[Tensor], object] | None,
+        teacher: Callable[[Tensor, Batch], object] | None,
         amp: bool = False,
     ):
         if teacher is None and criterion != "student_entropy":
@@ -61,18 +63,18 @@ class Scorer:
         self.student, self.teacher = student, teacher
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """[B] scores of images [B, C, H, W], normalised as the networks see them; higher is kept."""
+    def __call__(self, images: Tensor, batch: Batch) -> Tensor:
+        """[B] scores of candidates [B, C, H, W], normalised as the networks see them; higher is kept."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
             if self.criterion == "teacher_entropy":
-                return entropy(self._teacher(images))
+                return entropy(self._teacher(images, batch))
             if self.criterion == "student_entropy":
                 return entropy(self._student(images))
-            return divergence(self._teacher(images), self._student(images), self.temperature)
+            return divergence(self._teacher(images, batch), self._student(images), self.temperature)
 
-    def _teacher(self, images: Tensor) -> Tensor:
+    def _teacher(self, images: Tensor, batch: Batch) -> Tensor:
         assert self.teacher is not None
-        return self.teacher(images).logits  # type: ignore[attr-defined]
+        return self.teacher(images, batch).logits  # type: ignore[attr-defined]
 
     def _student(self, images: Tensor) -> Tensor:
         training = self.student.training

@@ -7,7 +7,7 @@ of the :class:`EpochPlan`) and turns standard views into strong ones (:meth:`Pol
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -44,12 +44,14 @@ class Policy:
         pool: candidates for each image.
         keep: strong views of each image that are left of these (on average, where candidates are picked).
         criterion: what candidates are picked by; empty if all are kept.
+        unseen: settings that do not change what a candidate looks like.
     """
 
     mixes = False
     pool = 1
     keep = 1
     criterion = ""
+    unseen: frozenset[str] = frozenset({"form"})
 
     def __init__(self, config: Any, size: tuple[int, int], mean: tuple[float, ...]):
         self.config, self.size = config, size
@@ -59,6 +61,11 @@ class Policy:
     def views(self) -> int:
         """Views of each image in a batch."""
         return self.keep + (self.config.form == "second")
+
+    @classmethod
+    def pixels(cls, config: Any) -> dict[str, Any]:
+        """Of a configuration, what decides how a candidate looks: where it is equal, so are the images of a plan."""
+        return {k: v for k, v in asdict(config).items() if k not in cls.unseen}
 
     def table(self, plan: EpochPlan) -> Table:
         """An epoch's arguments of :meth:`__call__`, a row for every image of the training file, on the CPU."""
@@ -179,10 +186,16 @@ class CutMixPickConfig:
 class CutMixPick(CutMix):
     """Of ``pool`` CutMix images for each image the ``keep`` * B with the highest scores."""
 
+    unseen = frozenset({"form", "criterion", "pool", "keep", "temperature"})
+
     def __init__(self, config: CutMixPickConfig, size: tuple[int, int], mean: tuple[float, ...]):
         super().__init__(config, size, mean)
         self.pool, self.keep = config.pool, config.keep
         self.criterion = config.criterion if config.keep < config.pool else ""  # where all are kept nothing is scored
+
+    @classmethod
+    def pixels(cls, config: Any) -> dict[str, Any]:
+        return {**super().pixels(config), "name": "cutmix"}  # one of several, each as if it were the only one
 
     @classmethod
     def needs_of(cls, config: CutMixPickConfig) -> frozenset[str]:

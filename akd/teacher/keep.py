@@ -19,7 +19,7 @@ from torch import nn
 
 from akd import checkpoint
 from akd import folder as run_folder
-from akd.config import Experiment, StudentConfig
+from akd.config import CacheConfig, Experiment, StudentConfig
 from akd.data.augment import normalise
 from akd.data.dataset import TrainData
 from akd.data.loader import evaluation_batch
@@ -54,6 +54,7 @@ def as_experiment(experiment: Experiment) -> Experiment:
     return replace(
         experiment,
         student=StudentConfig(name=experiment.teacher.name, taps=experiment.teacher.taps),
+        teacher=replace(experiment.teacher, cache=CacheConfig()),  # it learns from images of its own, all different
         method=MethodConfig(host=NoneConfig()),
         train=experiment.teacher.train,
         space={},

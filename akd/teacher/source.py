@@ -9,17 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from akd.data.batch import Batch
+from akd.data.loader import Pass
 from akd.models.output import Output
 
 
 class TeacherSource(Protocol):
-    """Gives the teacher's Output of a step, without gradient."""
+    """Gives the teacher's Output of a step, without gradient.
+
+    Attributes:
+        asked: images whose outputs were asked for so far, every view counted.
+        made: images the network was run on for that.
+    """
+
+    asked: int
+    made: int
 
     def __call__(self, images: Tensor, batch: Batch) -> Output:
-        """Outputs for the images of this step, as the student sees them."""
+        """Outputs for the images of this step, as the student sees them; also for candidates that are scored."""
 
     def probe(self, image: Tensor) -> Output:
-        """Outputs for any images, of no step: for the shapes, and to score candidates by."""
+        """Outputs for any images, of no step: for the shapes."""
+
+    def before(self, view: Pass, amp: bool) -> None:
+        """Called before the first step of each pass; ``amp``: the networks run in bfloat16."""
 
 
 class Renormalised(nn.Module):
@@ -70,9 +82,15 @@ class LiveTeacher:
         self.model = model.eval().requires_grad_(False)
         self.preact = any(n.startswith("maps_preact") for n in needs)
         self.dtype = next((p.dtype for p in model.parameters()), None)
+        self.asked = self.made = 0
+
+    def before(self, view: Pass, amp: bool) -> None:
+        """Nothing to prepare."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor, batch: Batch) -> Output:
+        self.asked += len(images)
+        self.made += len(images)
         images = images.to(self.dtype)  # the student may train in another precision
         return self.model(images, preact=True) if self.preact else self.model(images)
 

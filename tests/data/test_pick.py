@@ -10,11 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from akd.data.batch import Batch
 from akd.data.pick import CRITERIA, Scorer, best, divergence, entropy
 from akd.models import seeded_model
 from akd.teacher import LiveTeacher
 
 B, C = 7, 5
+_N = torch.arange(9)
+#: What no network looks at.
+BATCH = Batch(_N, _N, _N, _N.float(), _N, 1, 0, torch.Generator())
 
 
 def logits(seed: int, scale: float = 3.0) -> Tensor:
@@ -71,7 +75,7 @@ def test_scoring_leaves_everything_as_it_was(criterion: str, training: bool, ima
     student.train(training)
     before = {k: v.clone() for k, v in student.state_dict().items()}
     state = torch.get_rng_state()
-    scores = Scorer(criterion, 4.0, student, LiveTeacher(teacher).probe)(images)
+    scores = Scorer(criterion, 4.0, student, LiveTeacher(teacher))(images, BATCH)
     assert scores.shape == (9,)
     assert not scores.requires_grad
     assert student.training == training
@@ -89,14 +93,14 @@ def test_a_score_does_not_hang_on_the_other_images(images: Tensor) -> None:
         seeded_model("resnet8", 10, seed=0, in_channels=1),
         seeded_model("wrn_16_1", 10, 1, in_channels=1),
     )
-    scorer = Scorer("kl", 4.0, student.double().train(), LiveTeacher(teacher.double()).probe)
-    whole = scorer(images.double())
-    assert torch.allclose(torch.cat([scorer(part) for part in images.double().split(2)]), whole, rtol=1e-9)
+    scorer = Scorer("kl", 4.0, student.double().train(), LiveTeacher(teacher.double()))
+    whole = scorer(images.double(), BATCH)
+    assert torch.allclose(torch.cat([scorer(part, BATCH) for part in images.double().split(2)]), whole, rtol=1e-9)
 
 
 def test_needs_a_teacher_only_if_it_asks_one(images: Tensor) -> None:
     student = seeded_model("resnet8", 10, seed=0, in_channels=1)
-    assert Scorer("student_entropy", 1.0, student, None)(images).shape == (9,)
+    assert Scorer("student_entropy", 1.0, student, None)(images, BATCH).shape == (9,)
     for criterion in ("teacher_entropy", "kl"):
         with pytest.raises(ValueError, match="needs a teacher"):
             Scorer(criterion, 1.0, student, None)
@@ -104,8 +108,8 @@ def test_needs_a_teacher_only_if_it_asks_one(images: Tensor) -> None:
 
 def test_bfloat16_scores(images: Tensor) -> None:
     student = seeded_model("resnet8", 10, seed=0, in_channels=1)
-    teacher = LiveTeacher(seeded_model("wrn_16_1", 10, 1, in_channels=1)).probe
-    low, high = (Scorer("kl", 4.0, student, teacher, amp)(images) for amp in (True, False))
+    teacher = LiveTeacher(seeded_model("wrn_16_1", 10, 1, in_channels=1))
+    low, high = (Scorer("kl", 4.0, student, teacher, amp)(images, BATCH) for amp in (True, False))
     assert low.dtype == torch.float32
     assert torch.allclose(low, high, atol=0.1)
     assert not torch.equal(low, high)

@@ -63,9 +63,19 @@ def test_result_file_tells_the_whole_story(study: Path) -> None:
     passes = 480 // 64 * 64
     epochs = sum(len(e) for n, e in program.epochs_of(study).items() if n.startswith("trials") or "kd" in n)
     finals = 2 * 2 * 3 * (600 // 64 * 64)
+    # The teacher ran once over the images of each epoch, and once over those of each epoch and seed of the final runs.
+    made = 480 * 3 + 600 * 3 * 2
     trial_epochs = sum(len(e) for n, e in program.epochs_of(study).items() if n.startswith("trials"))
     assert epochs
-    assert result["teacher_passes"] == {"made": passes * (trial_epochs + 3) + finals, "saved": 0}
+    told = result["teacher_passes"]
+    assert (told["made"], told["made"] + told["saved"]) == (made, passes * (trial_epochs + 3) + finals)
+    assert told["keys"] == 3
+    assert 20 * made < told["bytes"] < 40 * made  # ten classes in half precision, and a header each part
+    parent = MlflowClient(f"sqlite:///{study.parent}/mlflow.db").get_run(result["mlflow"]["run_id"])
+    assert {k: parent.data.metrics[f"teacher/{k}"] for k in told} == told
+    output = (study.parents[1] / "out.txt").read_text(encoding="utf-8")
+    assert "the teacher runs once per image and view; kept are logits (1 key)" in output
+    assert f"run on {made:,} images instead of {told['made'] + told['saved']:,}" in output
 
 
 def test_winner_is_the_best_finished_trial_on_validation_data(study: Path) -> None:

@@ -58,7 +58,9 @@ def test_head_epochs_are_charged_and_unseen_by_the_search(study: Path) -> None:
     for folder in sorted((study / "trials").iterdir()):
         assert len(run_folder.head_history(folder)) == len(run_folder.history(folder)) == 2
     # trials: 2 head and 2 student epochs of 5 steps; the control kd 2 of them; finals of 6 steps: champion and kd
-    assert result["teacher_passes"]["made"] == 64 * (2 * 4 * 5 + 2 * 5 + 4 * 6 + 2 * 6)
+    told = result["teacher_passes"]
+    assert told["made"] + told["saved"] == 64 * (2 * 4 * 5 + 2 * 5 + 4 * 6 + 2 * 6)
+    assert told["made"] == 2 * 320 + 2 * 400  # head epochs see the images of the student's first
 
 
 def test_mlflow_has_both_stages_on_one_axis(study: Path) -> None:

@@ -67,6 +67,9 @@ def test_finishes_and_everything_agrees(study: Path) -> None:
     result = program.read(study / "result.json")
     assert sum(result["trials"].values()) == 3
     assert set(result["champion"]["test"]["accuracy"]) == {"4", "5"}
+    told = result["teacher_passes"]
+    assert told["saved"] > told["made"] > 0
+    assert told["keys"] == 3  # of the trials, and of each seed of the final runs
     assert "on 2 workers" in (study.parents[1] / "out.txt").read_text(encoding="utf-8")
 
 
