@@ -443,8 +443,9 @@ def _teacher_images(stepper: Stepper, before: tuple[int, int], device: torch.dev
     if stepper.source is None:
         return {}
     since = [now - then for now, then in zip(_teacher_count(stepper), before, strict=True)]
-    asked, made = stepper.world.sum(torch.tensor(since, dtype=torch.float64, device=device)).tolist()
-    return {"time/teacher_asked": asked, "time/teacher_images": made}
+    if stepper.world.size > 1:
+        since = stepper.world.sum(torch.tensor(since, dtype=torch.float64, device=device)).tolist()
+    return {"time/teacher_asked": float(since[0]), "time/teacher_images": float(since[1])}
 
 
 def _watch(means: Mean, method: Method, part: Part, loss: str) -> None:

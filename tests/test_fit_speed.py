@@ -12,13 +12,15 @@ import torch
 
 from akd.config import resolve
 from akd.data import DataConfig, TrainData, load, split
-from akd.data.loader import DeviceLoader
+from akd.data.loader import DeviceLoader, Pass
 from akd.data.policies import augments, create_policy
 from akd.fit import TrainState, _networks, _scorer, _train_epoch, _train_heads, fit
 from akd.metrics import Mean
 from akd.models import seeded_model
 from akd.step import Stepper
 from akd.teacher import LiveTeacher
+from akd.teacher.cache import Store
+from akd.teacher.cached import CachedTeacher
 from akd.world import ALONE
 from tests.contract.test_methods import NoReads
 
@@ -71,6 +73,21 @@ def test_nothing_is_read_from_the_device_inside_an_epoch(
         if state.method.warmup_epochs:
             _train_heads(state, loader, stepper, 1)
         _train_epoch(state, loader, stepper, 1)
+
+
+@pytest.mark.parametrize("method", ["kd", "angular_kd", "amd", "crd", *AUGMENTED], ids=str)
+def test_kept_outputs_are_read_without_waiting(method: Any, data: TrainData, tmp_path: Path) -> None:
+    state, loader, stepper = parts(data, method)
+    assert isinstance(stepper.source, LiveTeacher)
+    source = CachedTeacher(stepper.source.model, stepper.method.needs, Store(tmp_path, 10**9))
+    stepper.source, loader.score = source, _scorer(loader, state, source, amp=False)
+    source.before(Pass(loader, 1), amp=False)
+    images = list(loader.epoch(1))[:2]
+    with NoReads():
+        for some, batch in images:
+            source(some, batch)
+    assert source.table is not None
+    assert (source.asked > 0, source.table.number) == (True, 1)
 
 
 def test_a_student_is_trained_channels_last_and_handed_over_as_ever(data: TrainData, tmp_path: Path) -> None:

@@ -114,14 +114,15 @@ def spelled(method: Any, augment: Any) -> Any:
 def test_a_run_is_the_same_with_and_without(
     method: str, augment: str, data: TrainData, teacher: nn.Module, tmp_path: Path
 ) -> None:
-    e = experiment(spelled(METHODS[method], VIEWS[augment]))
+    # The student in double precision: what is left is the teacher's own rounding, not what a ReLU makes of it.
+    e = experiment(spelled(METHODS[method], VIEWS[augment]), precision="float64")
     live = LiveTeacher(teacher, e.method.needs)
     whole, kept = fit(e, data, live), cached(e, teacher, tmp_path / "float32")
     mine = fit(e, data, kept)
     far, losses = apart(whole, mine)
     # Rounding alone: a row's outputs depend a little on the other rows of its forward pass.
-    assert far < 1e-3, (far, losses)
-    assert losses < 1e-4, (far, losses)
+    assert far < 1e-6, (far, losses)
+    assert losses < 1e-6, (far, losses)
     assert kept.asked == live.asked
     half = cached(e, teacher, tmp_path / "float16", half=True)
     far, losses = apart(whole, fit(e, data, half))
@@ -165,15 +166,15 @@ def test_every_method_reads_what_it_says_and_no_more(
     name: str, data: TrainData, teacher: nn.Module, tmp_path: Path
 ) -> None:
     """Only what a method's needs name is kept for it: what they leave out would be missing."""
-    e = experiment(name, epochs=1)
+    e = experiment(name, epochs=1, precision="float64")
     if not e.needs_teacher or not cacheable(e.method.needs):
         with pytest.raises(ValueError, match="kept are logits"):
             CachedTeacher(teacher, e.method.needs | {"maps:1"}, Store(tmp_path, GB))
         return
     source = cached(e, teacher, tmp_path)
     far, losses = apart(fit(e, data, LiveTeacher(teacher, e.method.needs)), fit(e, data, source))
-    assert far < 1e-3
-    assert losses < 1e-4
+    assert far < 1e-6
+    assert losses < 1e-6
     assert set(source.table.kept) == set(outputs(e.method.needs, 4))  # type: ignore[union-attr]
 
 
