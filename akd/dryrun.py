@@ -48,12 +48,10 @@ def step_seconds(experiment: Experiment, data: TrainData) -> float:
 
 @torch.no_grad()
 def teacher_seconds(experiment: Experiment, data: TrainData) -> float:
-    """Seconds of the teacher's part of a step: what a step takes less whose teacher's outputs are kept."""
+    """Seconds of the teacher on one view of a step's images: what a step takes less whose outputs are kept."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net = build(replace(experiment, teacher=replace(experiment.teacher, weights=None)), data).to(device)
-    policy = create_policy(experiment.method.augment, data)
-    images = torch.zeros(experiment.train.batch_size * (policy.views if policy else 1), data.dataset.channels)
-    images = images[:, :, None, None].expand(-1, -1, *data.dataset.size).contiguous().to(device)
+    images = torch.zeros(experiment.train.batch_size, data.dataset.channels, *data.dataset.size, device=device)
     seconds = []
     for _ in range(_STEPS):
         began = time.perf_counter()
@@ -112,7 +110,8 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
     shared = sharing(ready)
     forward = teacher_seconds(experiment, data) if live_because(experiment) is None and shared.keep else 0.0
     filling = forward * steps * epochs * shared.keys
-    trial = max(alone, trial - forward)
+    policy = create_policy(experiment.method.augment, data)
+    trial = max(alone, trial - forward * (policy.views if policy else 1))
     mean = expected_epochs(epochs, search.grace, search.eta, search.scheduler)
     here = [machine()]
     resources = share(search, here)

@@ -173,8 +173,8 @@ def test_every_method_reads_what_it_says_and_no_more(
         return
     source = cached(e, teacher, tmp_path)
     far, losses = apart(fit(e, data, LiveTeacher(teacher, e.method.needs)), fit(e, data, source))
-    assert far < 1e-6
-    assert losses < 1e-6
+    assert far < 1e-4  # published weights reach 3,000
+    assert losses < 1e-4
     assert set(source.table.kept) == set(outputs(e.method.needs, 4))  # type: ignore[union-attr]
 
 
