@@ -593,6 +593,7 @@ RESUMED = {
     "of no name": other("search", "--resume", "", says=["--resume", "needs a value"]),
     "of a path": other("search", "--resume", "../one", says=["'../one'", "letters, digits"]),
     "with more": again("--trials", "5", says=["--trials", "nothing else can be given"]),
+    "with more: what to do": again("--epochs=3", says=["--epochs: a study goes on as", "leave it out, or start a new"]),
     "with a name": again("--name", "n", says=["--name", "nothing else can be given"]),
     "space edited": again(
         says=["experiment.yaml:", "space.train.lr.high: 0.2 -> 0.4"],
@@ -670,6 +671,11 @@ VERBS = {
     "evaluate with nan": measured(
         "--model=resnet8", "--mean=nan", "--std=1", says=["--mean = 'nan'", "must be numbers"]
     ),
+    "evaluate against two teachers": measured(
+        "--model=resnet8", "--teacher", "t/1", "t/2", says=["--teacher = 't/1': takes one network, t/2 is one too many"]
+    ),
+    "evaluate a key": measured("--train.lr=3", says=["--train.lr: akd evaluate takes no keys of an experiment"]),
+    "prepare with a teacher": other("data", "prepare", "cifar10", "--teacher=x", says=["akd data has no such flag"]),
     "prepare nothing known": other("data", "prepare", "cifar1000", says=["'cifar1000'", "cifar100"]),
     "prepare what needs nothing": other("data", "prepare", "digits", says=["'digits'", "needs no files"]),
     "prepare no folder": other("data", "prepare", "imagefolder", "--data-dir=gone", says=["data.dir", "gone"]),
@@ -701,7 +707,21 @@ SINGLE = {
     "no teacher to train": other("teacher", says=["name an experiment", "quickstart", "--teacher"]),
     "unknown key": other("train", "s.yaml", "--train.lrr", "1", says=["--train.lrr", "did you mean 'lr'"]),
     "unknown key of a teacher": other("teacher", "s.yaml", "--teacher.nam", "x", says=["did you mean 'name'"]),
-    "flag of a search": other("train", "s.yaml", "--trials", "3", says=["--trials", "unknown argument"]),
+    "flag of a search": other("train", "s.yaml", "--trials", "3", says=["--trials: akd train has no such flag"]),
+    "switch of a search": other(
+        "train", "s.yaml", "--dry-run", says=["--dry-run: akd train has no such flag, akd search has it"]
+    ),
+    "student of a teacher": other(
+        "teacher", "s.yaml", "--student=resnet8", says=["akd teacher has no such flag, akd search and akd train have"]
+    ),
+    "epochs of a teacher": other(
+        "teacher", "s.yaml", "--epochs=3", says=["--epochs: akd teacher has no such", "are --teacher.train.epochs"]
+    ),
+    "workers of a search": other(
+        "search", "s.yaml", "--workers=2", says=["akd search has no such flag", "--workers-per-trial and --final"]
+    ),
+    "no dotted key": other("train", "s.yaml", "--train.3", "4", says=["--train.3", "is no dotted key"]),
+    "two names": other("search", "s.yaml", "--name", "a", "b", says=["--name = 'a': takes one value, b is one too"]),
     "stage": other("train", "s.yaml", "--method=at", "--method.host.stages=[9]", says=["stages = [9]", "no stage 9"]),
     "parts": other("train", "s.yaml", "--method=pkt", "--train.micro_batch=4", says=["micro_batch = 4", "with pkt"]),
     **{
