@@ -169,7 +169,7 @@ NUMBERS |= {
     "parts of a batch in the space": text(
         MOMENTUM,
         "train.micro_batch: {choices: [null, 8]}\nmethod: {host: sp}",
-        ["s.yaml:7", "space.train.micro_batch", "8 cannot be combined with sp"],
+        ["s.yaml:7: space.train.micro_batch = 8: cannot be combined with sp"],
     ),
     "a method of the space and parts": text(
         MOMENTUM,
@@ -225,6 +225,28 @@ SPACES = {
         MOMENTUM,
         MOMENTUM + "\n  train.ema: {choices: [0.9], when: {train.momentum: [0.7]}}",
         ["s.yaml:8", "train.momentum = 0.7", "one of 0.8, 0.9"],
+    ),
+    "a choice misspelt that a condition names": text(
+        MOMENTUM,
+        "method.views.name: {choices: [none, angularkd]}\n"
+        "  method.views.count: {choices: [2, 3], when: {method.views.name: [angular_kd]}}",
+        ["s.yaml:7: space.method.views.name = 'angularkd': there is no such", "did you mean 'angular_kd'?"],
+    ),
+    "a choice misspelt, in a line of its own": text(
+        MOMENTUM, "train.schedule:\n    choices: [cosin]", ["s.yaml:8: space.train.schedule = 'cosin': must be one of"]
+    ),
+    "high too high": text(
+        MOMENTUM,
+        "method.host.temperature:\n    type: float\n    low: 1.0\n    high: 800.0",
+        ["s.yaml:10: space.method.host.temperature.high = 800.0: must be a number > 0 and <= 100"],
+    ),
+    "low too low": text(
+        "low: 0.01, high: 0.2, log: true", "low: -0.5, high: 0.2", ["s.yaml:6: space.train.lr.low = -0.5: must be"]
+    ),
+    "a range between whole numbers": text(
+        MOMENTUM,
+        "train.batch_size: {type: float, low: 1, high: 3}",
+        ["train.batch_size.type = 'float': must be a whole"],
     ),
     "condition on a range": text("0.9]", "0.9], when: {train.lr: [0.1]}", ["s.yaml:7", "a range of numbers"]),
     "conditions in a circle": text("0.9]", "0.9], when: {train.momentum: [0.8]}", ["s.yaml:7", "circle"]),
@@ -295,7 +317,7 @@ FORMS = {
     "more kept than there is": text(
         MOMENTUM,
         "method.augment.keep: {choices: [1, 4]}\nmethod: {host: kd, augment: cutmix_pick}",
-        ["s.yaml:7: space.method.augment.keep: 4 cannot be more than the pool, which has 2"],
+        ["s.yaml:7: space.method.augment.keep = 4: cannot be more than the pool, which has 2"],
     ),
     "a host beside itself": text(
         MOMENTUM,
@@ -702,6 +724,12 @@ def alone(folder: Path) -> None:
     akd.distil("s.yaml", name="alone")
 
 
+def composed(folder: Path) -> None:
+    """An experiment of kd with views, with a space for the host."""
+    space = "space: {method.host.temperature: {type: float, low: 1.0, high: 8.0}}\n"
+    put(folder, "c.yaml", "data: {name: digits, subset: 200}\nmethod: {host: kd, views: angular_kd}\n" + space)
+
+
 SINGLE = {
     "nothing to train": other("train", says=["name an experiment", "quickstart", "--data"]),
     "no teacher to train": other("teacher", says=["name an experiment", "quickstart", "--teacher"]),
@@ -722,6 +750,27 @@ SINGLE = {
     ),
     "no dotted key": other("train", "s.yaml", "--train.3", "4", says=["--train.3", "is no dotted key"]),
     "two names": other("search", "s.yaml", "--name", "a", "b", says=["--name = 'a': takes one value, b is one too"]),
+    "views of a flag over a host of the same flag": other(
+        "train",
+        "c.yaml",
+        "--method={host: fitnet, views: tekap}",
+        says=["akd: --method: method.views = 'tekap'"],
+        setup=composed,
+    ),
+    "views of the file over a host of a flag": other(
+        "train",
+        "c.yaml",
+        "--method.host=fitnet",
+        setup=composed,
+        says=["c.yaml:2: method.views = 'angular_kd': have no effect over fitnet (--method.host), which"],
+    ),
+    "keys of the file for a host of a flag": other(
+        "search",
+        "c.yaml",
+        "--method=fitnet",
+        setup=composed,
+        says=["c.yaml:3: space.method.host.temperature: unknown key, the host is fitnet (--method), allowed are ce_w"],
+    ),
     "stage": other("train", "s.yaml", "--method=at", "--method.host.stages=[9]", says=["stages = [9]", "no stage 9"]),
     "parts": other("train", "s.yaml", "--method=pkt", "--train.micro_batch=4", says=["micro_batch = 4", "with pkt"]),
     **{
