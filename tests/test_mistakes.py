@@ -15,10 +15,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from safetensors.torch import save_file
 
 import akd
 from akd import cli, study
+from akd.config import load
 from akd.errors import ExperimentError
 from akd.models import create_model
 
@@ -554,6 +556,9 @@ MACHINES = {
         "--train.batch_size=128",
         says=["--workers-per-trial: search.workers_per_trial = 100", "must be at most 16 here"],
     ),
+    "workers, before what they need of a batch": flags(
+        "--workers-per-trial=100", says=["search.workers_per_trial = 100: must be at most 16 here, with 1 CPU for each"]
+    ),
     "workers of a small batch": flags(
         "--workers-per-trial=3", "--train.batch_size=2", says=["train.batch_size = 2", "at least 3, one image for each"]
     ),
@@ -596,9 +601,11 @@ MACHINES = {
 }
 
 
-def started(folder: Path, edit: tuple[str, str] | None = None) -> None:
-    """A study that was started and interrupted at once; then ``edit`` in its experiment."""
-    akd.search("s.yaml", name="one")
+def started(
+    folder: Path, edit: tuple[str, str] | None = None, overrides: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """A study that was started with flags and interrupted at once; then ``edit`` in its experiment."""
+    akd.search(load(Path("s.yaml"), overrides), name="one")
     if edit is not None:
         path = folder / "runs/one/experiment.yaml"
         assert edit[0] in path.read_text(encoding="utf-8")
@@ -633,6 +640,42 @@ RESUMED = {
     ),
     "other flags": other(
         "search", "s.yaml", "--trials=9", "--resume=one", says=["--trials", "search.trials: 4 -> 9"], setup=started
+    ),
+    "another space: what to do": other(
+        "search",
+        "t.yaml",
+        "--resume=one",
+        says=["t.yaml:6: resume = 'one'", "put it back, or go on without the file: akd search --resume one, or start"],
+        setup=all_of(started, lambda f: put(f, "t.yaml", SPACE.replace("high: 0.2", "high: 0.3"))),
+    ),
+    "fewer flags": other(
+        "search",
+        "s.yaml",
+        "--resume=one",
+        says=["akd: s.yaml: resume", "workers_per_trial: 2 -> 1); give --workers-per-trial 2 too, or go on without"],
+        setup=partial(started, overrides={"search.workers_per_trial": 2}),
+    ),
+    "no seed": other(
+        "search",
+        "s.yaml",
+        "--resume=one",
+        says=["; give --seed 4 too, or"],
+        setup=partial(started, overrides={"search.seed": 4, "train.seed": 4, "train.plan_seed": 4}),
+    ),
+    "another host": other(
+        "search",
+        "s.yaml",
+        "--resume=one",
+        "--method=none",
+        says=["--method: resume = 'one'", "put it back, or go on without the file"],
+        setup=started,
+    ),
+    "no host": other(
+        "search",
+        "s.yaml",
+        "--resume=one",
+        says=["s.yaml: resume = 'one'", "give --method.host fitnet too, or"],
+        setup=partial(started, overrides={"method": "fitnet"}),
     ),
     "no experiment": again(
         says=["experiment.yaml", "No such file"],
