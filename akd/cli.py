@@ -408,7 +408,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"akd: {error}", file=sys.stderr)
         return 2
     except (Interrupted, KeyboardInterrupt) as error:
-        print(f"akd: {error or 'interrupted'}", file=sys.stderr)
+        print(f"akd: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     except AkdError as error:
         print(f"akd: {error}", file=sys.stderr)
