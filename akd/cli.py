@@ -8,41 +8,17 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from akd import __version__, evaluate_verb
 from akd.errors import AkdError, ExperimentError, Interrupted, near
+from akd.flags import FLAGS as _FLAGS
+from akd.flags import RUN_FLAGS as _RUN_FLAGS
+from akd.flags import TEACHER_FLAGS as _TEACHER_FLAGS
+from akd.flags import resumed, unknown
 
-# Flags that stand for a key of the experiment: flag -> (key, metavar, help).
-_FLAGS = {
-    "--data": ("data", "NAME", "data set (akd list data)"),
-    "--data-dir": ("data.dir", "DIR", "folder of the data set's files; default $AKD_DATA_DIR"),
-    "--teacher": ("teacher", "NAME", "network to distil (akd list models)"),
-    "--teacher-weights": ("teacher.weights", "FILE", "the teacher's weights; it is then not trained"),
-    "--student": ("student", "NAME", "network to train"),
-    "--method": ("method", "NAME", "distillation method (akd list methods)"),
-    "--epochs": ("train.epochs", "N", "epochs of a trial"),
-    "--trials": ("search.trials", "N", "configurations to try, controls not counted"),
-    "--concurrent": ("search.concurrent", "N", "trials at a time; default what the machine holds"),
-    "--workers-per-trial": ("search.workers_per_trial", "N", "workers that share each trial (Ray Train); default 1"),
-    "--cpus-per-trial": ("search.cpus_per_trial", "X", "default 1 a worker"),
-    "--gpus-per-trial": ("search.gpus_per_trial", "X", "default 1 a worker where there are GPUs"),
-    "--final-workers": ("search.final_workers", "N", "workers of teacher and final runs; default all devices"),
-    "--time-budget": ("search.time_budget", "T", "no new trial after this time: 90, 30m, 2h"),
-    "--champion-seeds": ("search.champion_seeds", "N", "final runs of winner and controls"),
-    "--sampler": ("search.sampler", "NAME", "tpe or random"),
-    "--scheduler": ("search.scheduler", "NAME", "asha or none"),
-    "--log-checkpoints": (
-        "search.log_checkpoints",
-        "WHICH",
-        "students MLflow keeps: all (each epoch), best (each run's last), champion, none",
-    ),
-}
-#: Flags of a single run and of a teacher: those that are not about a search.
-_RUN_FLAGS = ["--data", "--data-dir", "--teacher", "--teacher-weights", "--student", "--method", "--epochs"]
-_TEACHER_FLAGS = ["--data", "--data-dir", "--teacher", "--teacher-weights"]
 _DOTTED = "Any key of an experiment can be set as --dotted.key VALUE, for example --train.lr 0.1."
 
 
@@ -55,7 +31,8 @@ class _Parser(argparse.ArgumentParser):
         raise ExperimentError(f"{message}; see '{self.prog} --help'")
 
 
-def _parser() -> _Parser:
+def _parser() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
+    """The program's parser, and that of each verb."""
     parser = _Parser(prog="akd", description="Find the best way to distil a teacher network into a student.")
     parser.add_argument("--version", action="version", version=f"akd {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
@@ -143,7 +120,7 @@ def _parser() -> _Parser:
     ui.add_argument("--output", default="runs", metavar="DIR")
     ui.add_argument("--port", type=int, default=5000)
     ui.add_argument("--tracking-uri", metavar="URI")
-    return parser
+    return parser, verbs.choices
 
 
 def _add_experiment(parser: argparse.ArgumentParser, name: str, flags: Sequence[str]) -> None:
@@ -197,15 +174,15 @@ def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return plain, dotted
 
 
-def _overrides(words: list[str], known: Sequence[str]) -> dict[str, str]:
-    """``--a.b value`` and ``--a.b=value`` pairs; everything else is an unknown argument."""
+def _overrides(words: list[str]) -> dict[str, str]:
+    """``--a.b value`` and ``--a.b=value`` pairs."""
     found: dict[str, str] = {}
     rest = list(words)
     while rest:
         word = rest.pop(0)
         key, given, value = word.partition("=")
         if not re.fullmatch(r"--[a-z_]+(\.[A-Za-z_]\w*)+", key):
-            raise ExperimentError(f"unknown argument{near(key, known)}", key=word)
+            raise ExperimentError("is no dotted key, like --train.lr", key=key)
         if not given:
             if not rest:
                 raise ExperimentError("needs a value", key=key)
@@ -242,7 +219,7 @@ def _experiment(args: argparse.Namespace, words: list[str]) -> Any:
     if getattr(args, "seed", None) is not None:
         for key in ("search.seed", "train.seed", "train.plan_seed"):
             values[key], typed[key] = parse_value(args.seed, "--seed"), "--seed"
-    for key, text in _overrides(words, [*flags, "--seed", "--name", "--output", "--resume", "--dry-run"]).items():
+    for key, text in _overrides(words).items():
         if key in values:
             raise ExperimentError(f"is given twice, as {typed[key]} too", key=f"--{key}")
         values[key] = parse_value(text, f"--{key}")
@@ -280,8 +257,7 @@ def _resume(args: argparse.Namespace, words: list[str]) -> None:
     given += ["--seed"] * (args.seed is not None) + words
     never = ["--name"] * (args.name is not None) + ["--dry-run"] * args.dry_run
     if never or (given and not args.space):
-        problem = "a study goes on as it was started; nothing else can be given with --resume"
-        raise ExperimentError(problem, key=(never or given)[0])
+        raise resumed("study", (never or given)[0])
     from akd.study import resume
 
     experiment = _experiment(args, words) if args.space else None
@@ -317,8 +293,7 @@ def _train(args: argparse.Namespace, words: list[str]) -> None:
         given = [f for f in _RUN_FLAGS if getattr(args, _FLAGS[f][0]) is not None]
         given += [f"--{n}" for n in ("seed", "name", "workers") if getattr(args, n) is not None] + words
         if args.space or given:
-            problem = "a run goes on as it was started; nothing else can be given with --resume"
-            raise ExperimentError(problem, key=args.space or given[0])
+            raise resumed("run", args.space or given[0])
         places = {name: getattr(args, name) for name in ("output", "tracking_uri", "ray_address")}
         single.go_on(args.resume, **places)
         return
@@ -405,7 +380,7 @@ def _prepare_data(args: argparse.Namespace) -> Path:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    parser = _parser()
+    parser, verbs = _parser()
     if list(arguments[:2]) == ["teacher", "cache"]:
         arguments = ["teacher-cache", *arguments[2:]]
     if list(arguments[:2]) == ["data", "score"]:
@@ -414,14 +389,16 @@ def _run(arguments: Sequence[str]) -> None:
         score.run(arguments[2:], _Parser)
         return
     plain, dotted = _apart(arguments)
-    args, words = parser.parse_known_args(plain)
-    words += dotted
+    args, strange = parser.parse_known_args(plain)
+    words = strange + dotted
     if args.verb is None and words:
         raise ExperimentError("unknown argument; see 'akd --help'", key=words[0])
     if args.verb is None:
         parser.print_help()
         return
     _given(args, plain)
+    if strange:
+        raise unknown(args.verb, strange[0], plain, verbs)
     if args.verb == "search":
         _search(args, words)
         return
@@ -435,7 +412,7 @@ def _run(arguments: Sequence[str]) -> None:
         _teacher_cache(args, words)
         return
     if words:
-        raise ExperimentError(f"unknown argument for akd {args.verb}", key=words[0])
+        raise ExperimentError(f"akd {args.verb} takes no keys of an experiment", key=words[0].partition("=")[0])
     if args.verb == "list":
         _list(args.what, args.name)
     elif args.verb == "evaluate":
@@ -469,7 +446,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"akd: {error}", file=sys.stderr)
         return 2
     except (Interrupted, KeyboardInterrupt) as error:
-        print(f"akd: {error or 'interrupted'}", file=sys.stderr)
+        print(f"akd: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     except AkdError as error:
         print(f"akd: {error}", file=sys.stderr)

@@ -205,12 +205,12 @@ def share(search: SearchConfig, nodes: list[dict[str, float]]) -> Resources:
         total = value * workers
         each = f"; {value:g} for each of {workers} workers" if workers > 1 else ""
         raise ExperimentError(
-            f"fits on no node; the largest has {have:g} {key[:3].upper()}s{each}",
+            f"fits on no node; the largest has {_many(have, key[:3].upper())}{each}",
             key=f"search.{key}",
             value=int(total) if total == int(total) else total,
         )
     if sum(places) < workers:
-        what = f"{gpus:g} GPUs and {cpus:g} CPUs" if gpus else f"{cpus:g} CPUs"
+        what = f"{_many(gpus, 'GPU')} and {_many(cpus, 'CPU')}" if gpus else _many(cpus, "CPU")
         raise ExperimentError(
             f"must be at most {sum(places)} here, with {what} for each worker",
             key="search.workers_per_trial",
@@ -218,6 +218,11 @@ def share(search: SearchConfig, nodes: list[dict[str, float]]) -> Resources:
         )
     room = sum(places) // workers  # workers of one trial may sit on several nodes
     return Resources(cpus * workers, gpus * workers, min(room, search.concurrent or room), workers)
+
+
+def _many(count: float, what: str) -> str:
+    """``1 CPU``, ``2 CPUs``."""
+    return f"{count:g} {what}{'s' * (count != 1)}"
 
 
 def _places(node: dict[str, float], cpus: float, gpus: float) -> int:
@@ -291,8 +296,8 @@ def check(search: SearchConfig, address: str | None, batch_sizes: Sequence[int] 
         everything(search, found, batch_size)
     if search.concurrent and resources.concurrent < search.concurrent and not fewer:
         raise ExperimentError(
-            f"at most {resources.concurrent} fit at a time: a trial takes {resources.cpus:g} CPUs and "
-            f"{resources.gpus:g} GPUs, there are {sum(n.get('CPU', 0) for n in found):g} and "
+            f"at most {resources.concurrent} fit at a time: a trial takes {_many(resources.cpus, 'CPU')} and "
+            f"{_many(resources.gpus, 'GPU')}, there are {sum(n.get('CPU', 0) for n in found):g} and "
             f"{sum(n.get('GPU', 0) for n in found):g}",
             key="search.concurrent",
             value=search.concurrent,

@@ -349,7 +349,9 @@ def _views(given: Any, over: list[Any], origins: Origins, strict: bool) -> Any:
     needs = extras.needs(*over)
     if not needs & {"logits", "embedding"}:  # views stand in for these alone
         reads = "no logits or embeddings; a host beside it may, extra: [kd]" if needs else "no teacher"
-        problem = f"have no effect over {over[0].name}, which learns from {reads}"
+        flag = _by_flag("method.host", origins)
+        flag = "" if flag == f" ({where})" else flag
+        problem = f"have no effect over {over[0].name}{flag}, which learns from {reads}"
         raise ExperimentError(problem, key="method.views", value=name, where=where)
     return found
 
@@ -400,7 +402,26 @@ def _member(registry: Registry, part: str, given: Any, default: str, origins: Or
             value=name,
             where=where,
         )
-    return build(cls, values, prefix=key, origins=origins, strict=strict)
+    try:
+        return build(cls, values, prefix=key, origins=origins, strict=strict)
+    except ExperimentError as error:
+        raise _of_member(error, key, name, origins) from None
+
+
+def _of_member(error: ExperimentError, key: str, name: str, origins: Origins) -> ExperimentError:
+    """An unknown key, with whose it would be: a flag may have put another host in than the file was written for."""
+    words, flag = "unknown key", _by_flag(key, origins)
+    called = {"host": "the host is", "views": "the views are", "augment": "the augmentation is"}.get(key[7:])
+    if not called or not error.problem.startswith(words) or not (flag or ", allowed are" in error.problem):
+        return error
+    problem = f"{words}, {called} {name}{flag}{error.problem[len(words) :]}"
+    return ExperimentError(problem, key=error.key, where=error.where)
+
+
+def _by_flag(key: str, origins: Origins) -> str:
+    """`` (--method)`` if a flag says which member stands at ``key``, else nothing."""
+    where = origins.of(f"{key}.name") or ""
+    return f" ({where})" if where.startswith("--") and f"space.{key}.name" not in origins else ""
 
 
 def _check_names(parts: Mapping[str, Any], origins: Origins) -> None:
@@ -465,6 +486,9 @@ def load(
     tree, origins = yamlfile.read(file) if file else ({}, Origins())
     tree = _expand(tree, origins)
     for key, value in overrides.items():
+        if isinstance(value, Mapping) or key not in _SHORT:  # what the file says below it is replaced
+            for below in [other for other in origins if other.startswith(f"{key}.")]:
+                del origins[below]
         origins[key] = (flags or {}).get(key, f"--{key}")
         if key in _NAMED:  # a name given for a section: messages are about the name
             origins[_NAMED[key]] = origins[key]

@@ -91,7 +91,7 @@ class Parameter:
             return (int(self.low), int(self.high))
         # One from within as well: both ends may be whole numbers where only those are allowed.
         within = () if self.step or self.low == self.high else (self.low + 0.381966 * (self.high - self.low),)
-        return (self.low, *within, self.high)
+        return (self.low, self.high, *within)
 
     def draw(self, generator: random.Random) -> Any:
         """A value at random."""
@@ -185,12 +185,6 @@ def parse(experiment: Experiment) -> Space:
             if other.kind == "float":
                 problem = f"{key} is a range of numbers, which a condition cannot name; give it choices"
                 raise _error(problem, parameter.key, experiment, f"when.{key}", list(values))
-            never = [v for v in values if not other.takes(v)]
-            if never or not values:
-                value, taken = never[0] if never else [], ", ".join(map(str, other.choices))
-                is_ = f"one of {taken}" if taken else f"a whole number from {other.low} to {other.high}"
-                hint = f"{near(value, map(str, other.choices))}; it is {is_}"
-                raise _error(f"{key} never has this value{hint}", parameter.key, experiment, f"when.{key}", value)
     while len(order) < len(parameters):
         ready = [p for p in parameters.values() if p.key not in placed and all(key in placed for key, _ in p.when)]
         if not ready:
@@ -199,8 +193,35 @@ def parse(experiment: Experiment) -> Space:
         order += ready
         placed |= {p.key for p in ready}
     space = Space(tuple(order))
+    _check_conditions(space, experiment)
     _check_values(space, experiment)
     return space
+
+
+def _check_conditions(space: Space, experiment: Experiment) -> None:
+    """Refuse a condition on a value that its parameter never has."""
+    by_key = {p.key: p for p in space.parameters}
+    for parameter in space.parameters:
+        for key, values in parameter.when:
+            other = by_key[key]
+            never = [v for v in values if not other.takes(v)]
+            if not never and values:
+                continue
+            _check_names(space, experiment, other)  # the choice may be what is misspelt
+            value, taken = never[0] if never else [], ", ".join(map(str, other.choices))
+            is_ = f"one of {taken}" if taken else f"a whole number from {other.low} to {other.high}"
+            hint = f"{near(value, map(str, other.choices))}; it is {is_}"
+            raise _error(f"{key} never has this value{hint}", parameter.key, experiment, f"when.{key}", value)
+
+
+def _check_names(space: Space, experiment: Experiment, parameter: Parameter) -> None:
+    """Refuse a choice of a parameter that its own key does not know."""
+    for value in parameter.extremes():
+        try:
+            experiment.with_values(space.around({parameter.key: value}))
+        except ExperimentError as error:
+            if error.key == parameter.key or _named(error, parameter.key, value):
+                raise _of_value(error.problem, parameter, value, experiment) from None
 
 
 def _error(
@@ -209,6 +230,23 @@ def _error(
     """A mistake in the entry of ``key``, with its place."""
     full = f"space.{key}" + (f".{field}" if field else "")
     return ExperimentError(problem, key=full, value=value, where=experiment.origins.of(full))
+
+
+def _of_value(problem: str, parameter: Parameter, value: Any, experiment: Experiment) -> ExperimentError:
+    """A value that a key refuses, at what brings it in: an end of a range, its type, a list of choices."""
+    ends = {parameter.low: "low", parameter.high: "high"} if parameter.kind in ("int", "float") else {}
+    if ends and value in ends:
+        return _error(problem, parameter.key, experiment, ends[value], value)
+    if ends:  # from within: the ends are whole numbers, and only those are allowed
+        return _error(problem, parameter.key, experiment, "type", parameter.kind)
+    key = f"space.{parameter.key}"
+    where = experiment.origins.of(f"{key}.choices")
+    return ExperimentError(problem, key=key, value=value, where=where)
+
+
+def _named(error: ExperimentError, key: str, value: Any) -> bool:
+    """True if a name that ``key`` chooses is refused as such: ``method.views`` for ``method.views.name``."""
+    return error.key is not None and key == f"{error.key}.name" and error.value == value
 
 
 def _parameter(key: str, spec: Any, experiment: Experiment) -> Parameter:
@@ -303,9 +341,10 @@ def _check_values(space: Space, experiment: Experiment) -> None:
             try:
                 experiment.with_values(values)
             except ExperimentError as error:
-                if error.key == p.key:
-                    shown = "" if error.problem.startswith("unknown key") else f"{value!r} "
-                    raise _error(f"{shown}{error.problem}", p.key, experiment) from None
+                if error.key == p.key and error.problem.startswith("unknown key"):
+                    raise _error(error.problem, p.key, experiment) from None
+                if error.key == p.key or _named(error, p.key, value):
+                    raise _of_value(error.problem, p, value, experiment) from None
                 if (blamed := _blamed(error.key, p.key, context)) is not None:
                     # Its own turn may say more; if not, it is the two together.
                     problem = f"{error.problem}, when {p.key} is {value!r}; a 'when' can keep them apart"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from akd import checkpoint
 from akd import config as configuration
 from akd.config import Experiment
 from akd.errors import ExperimentError
+from akd.flags import FLAGS
+from akd.summary import program, shown_path
 
 _FILE = ".experiment.yaml"
 #: What an experiment may leave open: filled in from the machine a study was started on.
@@ -22,12 +28,13 @@ def keep(folder: Path, experiment: Experiment) -> None:
     checkpoint.write_text(folder / _FILE, experiment.to_yaml())
 
 
-def compare(folder: Path, experiment: Experiment, given: Experiment) -> None:
+def compare(folder: Path, experiment: Experiment, given: Experiment, *, beside: bool = False) -> None:
     """Refuse to go on as another experiment than the study was started with.
 
     Args:
         experiment: complete, as the study would go on.
         given: the same before anything was filled in.
+        beside: it was given beside the study, which could go on without it.
 
     Raises:
         ExperimentError: they differ; the first differences with both values. A study of before these notes is not
@@ -44,12 +51,41 @@ def compare(folder: Path, experiment: Experiment, given: Experiment) -> None:
     keys.sort(key=lambda k: not k.startswith("space"))
     shown = [f"{k}: {before.get(k, '(not there)')} -> {now.get(k, '(not there)')}" for k in keys[:3]]
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    origins = given.origins
+    where = origins.get(keys[0]) or origins.get(keys[0].removesuffix(".name"))
+    ways = ["put it back"] if where or not beside else []
+    if beside:
+        flags = [] if where and where.startswith("--") else _flags({k: before.get(k) for k in keys})
+        ways += [f"give {' '.join(flags)} too"] if flags else []
+        place = "" if folder.parent == Path("runs").absolute() else f" --output {shown_path(folder.parent)}"
+        what = "file" if origins.file else "experiment"
+        ways += [f"go on without the {what}: {program()} search --resume {folder.name}{place}"]
     raise ExperimentError(
-        f"was started with another experiment ({', '.join(shown)}{more}); put it back, or start a new study",
+        f"was started with another experiment ({', '.join(shown)}{more}); {', or '.join(ways)}, or start a new study",
         key="resume",
         value=folder.name,
-        where=given.origins.of(keys[0]) or given.origins.file,
+        where=where or (origins.file if beside else origins.of(keys[0]) or origins.file),
     )
+
+
+def _flags(values: Mapping[str, Any], most: int = 3) -> list[str]:
+    """The flags that set these keys; none if a key is not there or of the space, or if they are many."""
+    values = dict(values)
+    seeds = ("search.seed", "train.seed", "train.plan_seed")
+    found = []
+    if len({values.get(k) for k in seeds}) == 1 and values.get(seeds[0]) is not None:
+        found = [f"--seed {values[seeds[0]]}"]
+        values = {k: v for k, v in values.items() if k not in seeds}
+    short = {key: flag for flag, (key, _, _) in FLAGS.items()}
+    for section in [key.removesuffix("name") for key in values if re.fullmatch(r"method\.[^.]+\.name", key)]:
+        values = {k: v for k, v in values.items() if k == f"{section}name" or not k.startswith(section)}
+    for key, value in values.items():
+        if value is None or key.startswith("space"):
+            return []
+        key = key.removesuffix(".name")
+        flag = short.get(key) or f"--{key}"
+        found.append(f"{flag} {shlex.quote(yaml.safe_dump(value, default_flow_style=True).partition(chr(10))[0])}")
+    return found if len(found) <= most else []
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

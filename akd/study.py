@@ -98,6 +98,10 @@ def check(
     full = resolved(experiment)
     folder = study_folder(Path(output).absolute(), default_name(full) if name is None else name, resume=False)
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(folder.parent)
+    local = (ray_address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+    if local:  # more workers than the machine holds are told before what they would need of each batch
+        with placed(full):
+            cluster.share(full.search, [cluster.machine()])
     ready = prepare(full)
     with placed(full):
         check_cache(full)
@@ -130,7 +134,7 @@ def resume(
     started.compare(folder, full, full)
     if experiment is not None:
         given = resolved(experiment)
-        started.compare(folder, complete(given), given)
+        started.compare(folder, complete(given), given, beside=True)
     run = Run.read(folder)
     assert run is not None
     if run.kind != "study":

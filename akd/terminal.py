@@ -35,15 +35,23 @@ class _Row:
 
 
 def short_names(keys: list[str]) -> dict[str, str]:
-    """Dotted keys -> the shortest endings that tell them apart: ``method.host.weight`` -> ``weight``."""
-    names: dict[str, str] = {}
+    """Dotted keys -> the shortest endings that tell them apart: ``method.host.weight`` -> ``weight``.
+
+    A name goes by what it names: ``method.views.name`` -> ``views``.
+    """
+    named = {key: key.removesuffix(".name") for key in keys}
+    return dict(zip(keys, _endings([named[k] if named[k] not in keys else k for k in keys]), strict=True))
+
+
+def _endings(keys: list[str]) -> list[str]:
+    names: list[str] = []
     for key in keys:
         parts = key.split(".")
         for take in range(1, len(parts) + 1):
             name = ".".join(parts[-take:])
             if not any(other != key and f".{other}".endswith(f".{name}") for other in keys):
                 break
-        names[key] = name
+        names.append(name)
     return names
 
 

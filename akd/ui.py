@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from akd.addresses import check_tracking
-from akd.errors import ExperimentError, near
+from akd.errors import AkdError, ExperimentError, Interrupted, near
 from akd.logged import default_uri, logged_as, scrubbed
 
 
@@ -38,7 +43,7 @@ def _free(port: int) -> bool:
 
 
 def serve(output: Path, study: str | None, port: int, tracking_uri: str | None, say: Callable[[str], None]) -> None:
-    """Become an MLflow server on 127.0.0.1; does not return.
+    """Run an MLflow server on 127.0.0.1 until it is told to end.
 
     Args:
         output: folder of studies and default store.
@@ -47,6 +52,8 @@ def serve(output: Path, study: str | None, port: int, tracking_uri: str | None, 
 
     Raises:
         ExperimentError: nothing to show, unknown study, port taken.
+        Interrupted: told to end.
+        AkdError: the server ended by itself.
     """
     output = output.absolute()
     if not 0 < port < 65536:
@@ -76,4 +83,44 @@ def serve(output: Path, study: str | None, port: int, tracking_uri: str | None, 
     # Its workers for language-model jobs take a gigabyte and have nothing to do here.
     environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment |= {"MLFLOW_DEFAULT_ARTIFACT_ROOT": (output / "artifacts").as_uri()}
-    os.execve(sys.executable, command, environment)
+    _run(command, environment)
+
+
+def _run(command: list[str], environment: Mapping[str, str]) -> None:
+    """Run a server until it ends or this process is told to.
+
+    In a group of its own: a Ctrl-C would reach all its processes at once, and each would show where it was.
+    """
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    server = subprocess.Popen(command, env=environment, process_group=0)
+    try:
+        code = server.wait()
+    except KeyboardInterrupt:
+        raise Interrupted("MLflow has ended") from None
+    finally:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        _end(server)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code:
+        raise AkdError(f"MLflow's server ended by itself, with code {code}")
+
+
+def _end(server: subprocess.Popen[bytes], seconds: float = 5.0) -> None:
+    """End a process and all of its group: asked first, then made to."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            server.poll()  # a process that has ended stays in its group until it is waited for
+            try:
+                os.killpg(server.pid, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -259,9 +260,8 @@ class TestEnds:
 
         monkeypatch.setattr("akd.study.search", stop)
         assert cli.main(["search", "s.yaml"]) == 130
-        err = capsys.readouterr().err
-        assert err.count("\n") == 1
-        assert ("akd search --resume x" in err) == (error is None)
+        said = "interrupted" if error else "stopped; go on with: akd search --resume x"
+        assert capsys.readouterr().err == f"akd: {said}\n"
 
     def test_failed(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         from akd.errors import AkdError
@@ -272,6 +272,40 @@ class TestEnds:
         monkeypatch.setattr("akd.study.search", fail)
         assert cli.main(["search", "s.yaml"]) == 1
         assert capsys.readouterr().err == "akd: no trial finished: 3 x out of memory (see runs/s/trials)\n"
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
+    def test_a_server_ends_quietly_with_all_it_started(self, number: signal.Signals, tmp_path: Path) -> None:
+        """As Ctrl-C in a terminal does it: to every process of the group at once."""
+        (tmp_path / "server.py").write_text(
+            "import subprocess, sys, time\n"
+            "below = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+            "print(below.pid, flush=True)\n"
+            "time.sleep(60)\n",
+            encoding="utf-8",
+        )
+        program = "import os, sys; from akd import cli, ui; from pathlib import Path\n"
+        program += "cli._run = lambda words: ui._run([sys.executable, 'server.py'], os.environ)\n"
+        program += "sys.exit(cli.main([]))\n"
+        command = [sys.executable, "-c", program]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as process:
+            assert process.stdout is not None
+            below = int(process.stdout.readline())
+            os.killpg(process.pid, number)
+            out, err = process.communicate(timeout=30)
+        assert (process.returncode, out, err) == (130, "", "akd: MLflow has ended\n")
+        # Left to this machine's init, it may still be there to be waited for, but it does not run.
+        state = Path(f"/proc/{below}/stat")
+        assert not state.exists() or state.read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
+
+    def test_a_server_that_ends_by_itself(self) -> None:
+        from akd import ui
+        from akd.errors import AkdError
+
+        before = signal.getsignal(signal.SIGINT)
+        with pytest.raises(AkdError, match="ended by itself, with code 3"):
+            ui._run([sys.executable, "-c", "raise SystemExit(3)"], os.environ)
+        assert signal.getsignal(signal.SIGINT) is before
 
 
 class TestDryRun:

@@ -210,7 +210,7 @@ class TestViews:
         tree = {"method": "angular_kd", "space": space}
         assert [p.key.rpartition(".")[2] for p in parse(resolve(tree)).parameters] == ["name", "head", "head_rank"]
         del space["method.views.head"]["when"]
-        with pytest.raises(ExperimentError, match=r"space\.method\.views\.head: 'full' has no effect without views"):
+        with pytest.raises(ExperimentError, match=r"space\.method\.views\.head = 'full': has no effect without views"):
             parse(resolve(tree))
 
 
@@ -271,7 +271,7 @@ class TestMistakes:
             ("method: {host: {temperature: 0}}", ":1: method.host.temperature = 0: must be a number > 0 and <= 100"),
             (
                 "method: {host: {name: none, temperature: 4}}",
-                ":1: method.host.temperature: unknown key, allowed are name",
+                ":1: method.host.temperature: unknown key, the host is none, allowed are name",
             ),
             ("method: {veiws: 1}", ":1: method.veiws: unknown key, did you mean 'views'?"),
             ("search: {sampler: tpee}", ":1: search.sampler = 'tpee': must be one of random, tpe, did you mean 'tpe'?"),
@@ -414,7 +414,7 @@ class TestWithValues:
             ({"train.lrr": 1}, "train.lrr: unknown key, did you mean 'lr'?"),
             (
                 {"method.host.name": "none", "method.host.weight": 3},
-                "method.host.weight: unknown key, allowed are name",
+                "method.host.weight: unknown key, the host is none, allowed are name",
             ),
             ({"method.host.name": "kdd"}, "method.host = 'kdd': there is no such method host, did you mean 'kd'?"),
         ],

@@ -15,10 +15,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from safetensors.torch import save_file
 
 import akd
 from akd import cli, study
+from akd.config import load
 from akd.errors import ExperimentError
 from akd.models import create_model
 
@@ -169,7 +171,7 @@ NUMBERS |= {
     "parts of a batch in the space": text(
         MOMENTUM,
         "train.micro_batch: {choices: [null, 8]}\nmethod: {host: sp}",
-        ["s.yaml:7", "space.train.micro_batch", "8 cannot be combined with sp"],
+        ["s.yaml:7: space.train.micro_batch = 8: cannot be combined with sp"],
     ),
     "a method of the space and parts": text(
         MOMENTUM,
@@ -225,6 +227,28 @@ SPACES = {
         MOMENTUM,
         MOMENTUM + "\n  train.ema: {choices: [0.9], when: {train.momentum: [0.7]}}",
         ["s.yaml:8", "train.momentum = 0.7", "one of 0.8, 0.9"],
+    ),
+    "a choice misspelt that a condition names": text(
+        MOMENTUM,
+        "method.views.name: {choices: [none, angularkd]}\n"
+        "  method.views.count: {choices: [2, 3], when: {method.views.name: [angular_kd]}}",
+        ["s.yaml:7: space.method.views.name = 'angularkd': there is no such", "did you mean 'angular_kd'?"],
+    ),
+    "a choice misspelt, in a line of its own": text(
+        MOMENTUM, "train.schedule:\n    choices: [cosin]", ["s.yaml:8: space.train.schedule = 'cosin': must be one of"]
+    ),
+    "high too high": text(
+        MOMENTUM,
+        "method.host.temperature:\n    type: float\n    low: 1.0\n    high: 800.0",
+        ["s.yaml:10: space.method.host.temperature.high = 800.0: must be a number > 0 and <= 100"],
+    ),
+    "low too low": text(
+        "low: 0.01, high: 0.2, log: true", "low: -0.5, high: 0.2", ["s.yaml:6: space.train.lr.low = -0.5: must be"]
+    ),
+    "a range between whole numbers": text(
+        MOMENTUM,
+        "train.batch_size: {type: float, low: 1, high: 3}",
+        ["train.batch_size.type = 'float': must be a whole"],
     ),
     "condition on a range": text("0.9]", "0.9], when: {train.lr: [0.1]}", ["s.yaml:7", "a range of numbers"]),
     "conditions in a circle": text("0.9]", "0.9], when: {train.momentum: [0.8]}", ["s.yaml:7", "circle"]),
@@ -295,7 +319,7 @@ FORMS = {
     "more kept than there is": text(
         MOMENTUM,
         "method.augment.keep: {choices: [1, 4]}\nmethod: {host: kd, augment: cutmix_pick}",
-        ["s.yaml:7: space.method.augment.keep: 4 cannot be more than the pool, which has 2"],
+        ["s.yaml:7: space.method.augment.keep = 4: cannot be more than the pool, which has 2"],
     ),
     "a host beside itself": text(
         MOMENTUM,
@@ -532,6 +556,9 @@ MACHINES = {
         "--train.batch_size=128",
         says=["--workers-per-trial: search.workers_per_trial = 100", "must be at most 16 here"],
     ),
+    "workers, before what they need of a batch": flags(
+        "--workers-per-trial=100", says=["search.workers_per_trial = 100: must be at most 16 here, with 1 CPU for each"]
+    ),
     "workers of a small batch": flags(
         "--workers-per-trial=3", "--train.batch_size=2", says=["train.batch_size = 2", "at least 3, one image for each"]
     ),
@@ -574,9 +601,11 @@ MACHINES = {
 }
 
 
-def started(folder: Path, edit: tuple[str, str] | None = None) -> None:
-    """A study that was started and interrupted at once; then ``edit`` in its experiment."""
-    akd.search("s.yaml", name="one")
+def started(
+    folder: Path, edit: tuple[str, str] | None = None, overrides: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """A study that was started with flags and interrupted at once; then ``edit`` in its experiment."""
+    akd.search(load(Path("s.yaml"), overrides), name="one")
     if edit is not None:
         path = folder / "runs/one/experiment.yaml"
         assert edit[0] in path.read_text(encoding="utf-8")
@@ -593,6 +622,7 @@ RESUMED = {
     "of no name": other("search", "--resume", "", says=["--resume", "needs a value"]),
     "of a path": other("search", "--resume", "../one", says=["'../one'", "letters, digits"]),
     "with more": again("--trials", "5", says=["--trials", "nothing else can be given"]),
+    "with more: what to do": again("--epochs=3", says=["--epochs: a study goes on as", "leave it out, or start a new"]),
     "with a name": again("--name", "n", says=["--name", "nothing else can be given"]),
     "space edited": again(
         says=["experiment.yaml:", "space.train.lr.high: 0.2 -> 0.4"],
@@ -610,6 +640,42 @@ RESUMED = {
     ),
     "other flags": other(
         "search", "s.yaml", "--trials=9", "--resume=one", says=["--trials", "search.trials: 4 -> 9"], setup=started
+    ),
+    "another space: what to do": other(
+        "search",
+        "t.yaml",
+        "--resume=one",
+        says=["t.yaml:6: resume = 'one'", "put it back, or go on without the file: akd search --resume one, or start"],
+        setup=all_of(started, lambda f: put(f, "t.yaml", SPACE.replace("high: 0.2", "high: 0.3"))),
+    ),
+    "fewer flags": other(
+        "search",
+        "s.yaml",
+        "--resume=one",
+        says=["akd: s.yaml: resume", "workers_per_trial: 2 -> 1); give --workers-per-trial 2 too, or go on without"],
+        setup=partial(started, overrides={"search.workers_per_trial": 2}),
+    ),
+    "no seed": other(
+        "search",
+        "s.yaml",
+        "--resume=one",
+        says=["; give --seed 4 too, or"],
+        setup=partial(started, overrides={"search.seed": 4, "train.seed": 4, "train.plan_seed": 4}),
+    ),
+    "another host": other(
+        "search",
+        "s.yaml",
+        "--resume=one",
+        "--method=none",
+        says=["--method: resume = 'one'", "put it back, or go on without the file"],
+        setup=started,
+    ),
+    "no host": other(
+        "search",
+        "s.yaml",
+        "--resume=one",
+        says=["s.yaml: resume = 'one'", "give --method.host fitnet too, or"],
+        setup=partial(started, overrides={"method": "fitnet"}),
     ),
     "no experiment": again(
         says=["experiment.yaml", "No such file"],
@@ -670,6 +736,11 @@ VERBS = {
     "evaluate with nan": measured(
         "--model=resnet8", "--mean=nan", "--std=1", says=["--mean = 'nan'", "must be numbers"]
     ),
+    "evaluate against two teachers": measured(
+        "--model=resnet8", "--teacher", "t/1", "t/2", says=["--teacher = 't/1': takes one network, t/2 is one too many"]
+    ),
+    "evaluate a key": measured("--train.lr=3", says=["--train.lr: akd evaluate takes no keys of an experiment"]),
+    "prepare with a teacher": other("data", "prepare", "cifar10", "--teacher=x", says=["akd data has no such flag"]),
     "prepare nothing known": other("data", "prepare", "cifar1000", says=["'cifar1000'", "cifar100"]),
     "prepare what needs nothing": other("data", "prepare", "digits", says=["'digits'", "needs no files"]),
     "prepare no folder": other("data", "prepare", "imagefolder", "--data-dir=gone", says=["data.dir", "gone"]),
@@ -712,6 +783,12 @@ CACHE = {
 }
 
 
+def composed(folder: Path) -> None:
+    """An experiment of kd with views, with a space for the host."""
+    space = "space: {method.host.temperature: {type: float, low: 1.0, high: 8.0}}\n"
+    put(folder, "c.yaml", "data: {name: digits, subset: 200}\nmethod: {host: kd, views: angular_kd}\n" + space)
+
+
 SINGLE = {
     "nothing to keep": other("teacher", "cache", says=["name an experiment", "--teacher"]),
     "nothing that is kept": other("teacher", "cache", "s.yaml", "--teacher.cache.use=off", says=["kd", "use is off"]),
@@ -721,7 +798,42 @@ SINGLE = {
     "no teacher to train": other("teacher", says=["name an experiment", "quickstart", "--teacher"]),
     "unknown key": other("train", "s.yaml", "--train.lrr", "1", says=["--train.lrr", "did you mean 'lr'"]),
     "unknown key of a teacher": other("teacher", "s.yaml", "--teacher.nam", "x", says=["did you mean 'name'"]),
-    "flag of a search": other("train", "s.yaml", "--trials", "3", says=["--trials", "unknown argument"]),
+    "flag of a search": other("train", "s.yaml", "--trials", "3", says=["--trials: akd train has no such flag"]),
+    "switch of a search": other(
+        "train", "s.yaml", "--dry-run", says=["--dry-run: akd train has no such flag, akd search has it"]
+    ),
+    "student of a teacher": other(
+        "teacher", "s.yaml", "--student=resnet8", says=["akd teacher has no such flag, akd search and akd train have"]
+    ),
+    "epochs of a teacher": other(
+        "teacher", "s.yaml", "--epochs=3", says=["--epochs: akd teacher has no such", "are --teacher.train.epochs"]
+    ),
+    "workers of a search": other(
+        "search", "s.yaml", "--workers=2", says=["akd search has no such flag", "--workers-per-trial and --final"]
+    ),
+    "no dotted key": other("train", "s.yaml", "--train.3", "4", says=["--train.3", "is no dotted key"]),
+    "two names": other("search", "s.yaml", "--name", "a", "b", says=["--name = 'a': takes one value, b is one too"]),
+    "views of a flag over a host of the same flag": other(
+        "train",
+        "c.yaml",
+        "--method={host: fitnet, views: tekap}",
+        says=["akd: --method: method.views = 'tekap'"],
+        setup=composed,
+    ),
+    "views of the file over a host of a flag": other(
+        "train",
+        "c.yaml",
+        "--method.host=fitnet",
+        setup=composed,
+        says=["c.yaml:2: method.views = 'angular_kd': have no effect over fitnet (--method.host), which"],
+    ),
+    "keys of the file for a host of a flag": other(
+        "search",
+        "c.yaml",
+        "--method=fitnet",
+        setup=composed,
+        says=["c.yaml:3: space.method.host.temperature: unknown key, the host is fitnet (--method), allowed are ce_w"],
+    ),
     "stage": other("train", "s.yaml", "--method=at", "--method.host.stages=[9]", says=["stages = [9]", "no stage 9"]),
     "parts": other("train", "s.yaml", "--method=pkt", "--train.micro_batch=4", says=["micro_batch = 4", "with pkt"]),
     **{

@@ -229,7 +229,7 @@ class TestSampling:
 
     def test_extremes(self) -> None:
         assert Parameter("k", "int", 1, 5).extremes() == (1, 5)
-        low, within, high = Parameter("k", "float", 0.5, 5).extremes()
+        low, high, within = Parameter("k", "float", 0.5, 5).extremes()
         assert low == 0.5 < within < high == 5
         assert within % 1  # a whole number, where one is needed, is not all that will be drawn
         assert Parameter("k", "float", 1, 5, step=2).extremes() == (1, 5)

@@ -54,6 +54,12 @@ class TestNames:
             (["method.host.weight", "method.host.ce_weight"], ["weight", "ce_weight"]),
             (["a.x.w", "b.x.w", "c.w"], ["a.x.w", "b.x.w", "c.w"]),
             (["student"], ["student"]),
+            (["method.views.name", "train.lr"], ["views", "lr"]),
+            (["method.views.name", "method.host.name", "student.name"], ["views", "host", "student"]),
+            (["method.extra.amd.name", "method.extra.amd.weight"], ["amd", "weight"]),
+            (["method.views.name", "method.views"], ["name", "views"]),
+            (["teacher.views.name", "method.views.name"], ["teacher.views", "method.views"]),
+            (["name"], ["name"]),
             (["lr", "train.lr"], ["lr", "train.lr"]),
             ([], []),
         ],
@@ -62,7 +68,7 @@ class TestNames:
         assert list(short_names(keys).values()) == names
 
     def test_never_two_alike(self) -> None:
-        keys = ["a.b.c", "b.c", "x.c", "c", "a.x.c"]
+        keys = ["a.b.c", "b.c", "x.c", "c", "a.x.c", "c.name", "a.c.name"]
         assert len(set(short_names(keys).values())) == len(keys)
 
 
