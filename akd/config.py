@@ -55,6 +55,11 @@ class TrainConfig:
     grad_clip: float | None = setting(None, above=0, help="largest norm of the whole gradient")
     precision: str = setting("auto", choices=["auto", "float32", "bfloat16", "float64"], help="auto: bfloat16 on GPU")
     threads: int | None = setting(None, low=1, help="CPU threads of a step; default the trial's CPUs")
+    compile: str = setting(
+        "off",
+        choices=["off", "on"],
+        help="torch.compile of the student, on GPUs with CUDA graphs; a minute at the start",
+    )
     seed: int = setting(0, low=0, help="initialisation, order and everything drawn in a step")
     plan_seed: int = setting(0, low=0, help="augmentation; one per study")
 
