@@ -124,7 +124,9 @@ class SearchConfig:
     concurrent: int | None = setting(None, low=1, help="trials at a time; default what the machine holds")
     workers_per_trial: int = setting(1, low=1, help="several share a trial's batches, as a Ray Train job")
     cpus_per_trial: float | None = setting(None, above=0, help="default 1 a worker, or a GPU's share of the CPUs")
-    gpus_per_trial: float | None = setting(None, low=0, help="default 1 a worker where there are GPUs")
+    gpus_per_trial: float | str | None = setting(
+        None, low=0, word="auto", help="default 1 a worker where there are GPUs; auto: what a trial's memory needs"
+    )
     final_workers: int | None = setting(
         None, low=1, help="workers of teacher and final runs; default all GPUs, or all CPUs where there is no GPU"
     )
