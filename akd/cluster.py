@@ -184,8 +184,9 @@ def share(search: SearchConfig, nodes: list[dict[str, float]]) -> Resources:
     """
     workers = search.workers_per_trial
     any_gpu = any(n.get("GPU", 0) for n in nodes)
+    asked = None if search.gpus_per_trial == "auto" else search.gpus_per_trial  # auto: one, until it is measured
     # Of each worker.
-    gpus = search.gpus_per_trial / workers if search.gpus_per_trial is not None else float(any_gpu)
+    gpus = float(asked) / workers if asked is not None else float(any_gpu)
     # Two workers of one run cannot share a GPU: their collectives would wait for each other.
     if workers > 1 and gpus % 1:
         raise ExperimentError(
@@ -193,6 +194,9 @@ def share(search: SearchConfig, nodes: list[dict[str, float]]) -> Resources:
             key="search.gpus_per_trial",
             value=search.gpus_per_trial,
         )
+    if gpus > 1 and gpus % 1:
+        problem, value = "must be a part of one GPU or a whole number", search.gpus_per_trial
+        raise ExperimentError(problem, key="search.gpus_per_trial", value=value)
     # The least share of CPUs that goes with these GPUs on a node that has them: then every GPU is used.
     shares = [n.get("CPU", 0) * gpus // n["GPU"] for n in nodes if gpus and n.get("GPU", 0) >= gpus]
     cpus = search.cpus_per_trial / workers if search.cpus_per_trial else max(1.0, min(shares, default=1.0))
@@ -228,7 +232,8 @@ def _many(count: float, what: str) -> str:
 def _places(node: dict[str, float], cpus: float, gpus: float) -> int:
     counts = [int(node.get("CPU", 0) / cpus + 1e-9)]
     if gpus:
-        counts.append(int(node.get("GPU", 0) / gpus + 1e-9))
+        each, whole = int(1 / gpus + 1e-9), int(node.get("GPU", 0))  # a part of a GPU is of one of them
+        counts.append(whole * each if gpus < 1 else int(whole / gpus + 1e-9))
     return min(counts)
 
 

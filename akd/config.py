@@ -55,6 +55,11 @@ class TrainConfig:
     grad_clip: float | None = setting(None, above=0, help="largest norm of the whole gradient")
     precision: str = setting("auto", choices=["auto", "float32", "bfloat16", "float64"], help="auto: bfloat16 on GPU")
     threads: int | None = setting(None, low=1, help="CPU threads of a step; default the trial's CPUs")
+    compile: str = setting(
+        "off",
+        choices=["off", "on"],
+        help="torch.compile of the student, on GPUs with CUDA graphs; a minute at the start",
+    )
     seed: int = setting(0, low=0, help="initialisation, order and everything drawn in a step")
     plan_seed: int = setting(0, low=0, help="augmentation; one per study")
 
@@ -119,7 +124,9 @@ class SearchConfig:
     concurrent: int | None = setting(None, low=1, help="trials at a time; default what the machine holds")
     workers_per_trial: int = setting(1, low=1, help="several share a trial's batches, as a Ray Train job")
     cpus_per_trial: float | None = setting(None, above=0, help="default 1 a worker, or a GPU's share of the CPUs")
-    gpus_per_trial: float | None = setting(None, low=0, help="default 1 a worker where there are GPUs")
+    gpus_per_trial: float | str | None = setting(
+        None, low=0, word="auto", help="default 1 a worker where there are GPUs; auto: what a trial's memory needs"
+    )
     final_workers: int | None = setting(
         None, low=1, help="workers of teacher and final runs; default all GPUs, or all CPUs where there is no GPU"
     )

@@ -139,8 +139,8 @@ class TrainState:
             return
         self.updates += 1
         decay = min(self.train_config.ema, (1 + self.updates) / (10 + self.updates))
-        for mine, theirs in zip(self.average.parameters(), self.student.parameters(), strict=True):
-            mine.lerp_(theirs, 1 - decay)
+        # All at once: on a GPU a launch costs more than most of these tensors.
+        torch._foreach_lerp_([*self.average.parameters()], [*self.student.parameters()], 1 - decay)
         for kept, current in zip(self.average.buffers(), self.student.buffers(), strict=True):
             kept.copy_(current)
 
@@ -322,6 +322,7 @@ def fit(
         world=world,
         amp=amp,
         micro_batch=train.micro_batch,
+        compiled=train.compile == "on",
     )
     if start is not None:
         state.load(start)

@@ -20,7 +20,7 @@ FLAGS = {
     "--concurrent": ("search.concurrent", "N", "trials at a time; default what the machine holds"),
     "--workers-per-trial": ("search.workers_per_trial", "N", "workers that share each trial (Ray Train); default 1"),
     "--cpus-per-trial": ("search.cpus_per_trial", "X", "default 1 a worker"),
-    "--gpus-per-trial": ("search.gpus_per_trial", "X", "default 1 a worker where there are GPUs"),
+    "--gpus-per-trial": ("search.gpus_per_trial", "X", "default 1 a worker where there are GPUs; 0.25, auto"),
     "--final-workers": ("search.final_workers", "N", "workers of teacher and final runs; default all devices"),
     "--time-budget": ("search.time_budget", "T", "no new trial after this time: 90, 30m, 2h"),
     "--champion-seeds": ("search.champion_seeds", "N", "final runs of winner and controls"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from akd import cluster
 from akd.cluster import Resources, Team
-from akd.config import SearchConfig
+from akd.config import Experiment, SearchConfig
 from akd.errors import ExperimentError
 from akd.job import Job, run_here
 
@@ -53,6 +55,29 @@ class Session:
     ) -> None:
         if self.private:
             cluster.disconnect()
+
+    def measured(self, experiment: Experiment, teacher: Path | None) -> Resources:
+        """What each trial gets where ``gpus_per_trial`` is ``auto``: as much of a GPU as a rehearsal says.
+
+        Args:
+            experiment: a trial that takes as much memory as any.
+            teacher: its teacher's folder.
+        """
+        import ray
+
+        from akd.packing import rehearse, share_of
+
+        gpus = [n for n in self.nodes if n.get("GPU", 0)]
+        if self.search.gpus_per_trial != "auto" or self.resources.workers > 1 or not gpus:
+            return self.resources
+        # A process of its own, which gives the GPU back when it ends.
+        task: Any = ray.remote(num_gpus=1, num_cpus=1, max_calls=1, max_retries=0)(rehearse)
+        memory = ray.get(task.remote(experiment, teacher))
+        if memory is None:
+            return self.resources
+        share = share_of(memory, min(n.get("CPU", 0) / n["GPU"] for n in gpus))
+        self.resources = cluster.share(replace(self.search, gpus_per_trial=share), self.nodes)
+        return self.resources
 
     def team(self, batch_size: int) -> Team:
         """The workers of a run that has everything to itself; see :func:`akd.cluster.everything`."""

@@ -27,6 +27,7 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     choices: Sequence[str] | None = None,
+    word: str | None = None,
     when: tuple[str, Any] | None = None,
     help: str = "",
 ) -> Any:
@@ -37,11 +38,13 @@ def setting(
         low, high: smallest and largest allowed value.
         above, below: open bounds.
         choices: allowed strings.
+        word: a string that may stand in a number's place.
         when: ``(other field, value)``: the setting has an effect only if the other field has this value (one of
             these, for a tuple); setting it otherwise is an error.
         help: one line for ``akd list`` and the documentation.
     """
-    meta = {"low": low, "high": high, "above": above, "below": below, "choices": choices, "when": when, "help": help}
+    bounds = {"low": low, "high": high, "above": above, "below": below}
+    meta = {**bounds, "choices": choices, "word": word, "when": when, "help": help}
     return dataclasses.field(default=default, metadata=meta)
 
 
@@ -75,7 +78,7 @@ def allowed(field: dataclasses.Field[Any]) -> str:
     words = named.get(kind, "a list of whole numbers")
     bounds = [("low", ">="), ("above", ">"), ("high", "<="), ("below", "<")]
     limits = [f"{sign} {meta[name]:g}" for name, sign in bounds if meta.get(name) is not None]
-    return " ".join([words, " and ".join(limits)]).strip()
+    return " ".join([words, " and ".join(limits)]).strip() + (f" or {meta['word']}" if meta.get("word") else "")
 
 
 def _kind(field: dataclasses.Field[Any]) -> tuple[Any, bool]:
@@ -84,7 +87,7 @@ def _kind(field: dataclasses.Field[Any]) -> tuple[Any, bool]:
     if isinstance(annotation, str):
         text = annotation.replace(" ", "")
         optional = "None" in text.split("|")
-        base = "|".join(p for p in text.split("|") if p != "None")
+        base = "|".join(p for p in text.split("|") if p != "None").removesuffix("|str")  # a word in a number's place
         known: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
         known |= {"tuple[float,...]": "numbers", "tuple[str,...]": "strings"}
         return known.get(base, tuple if base.startswith("tuple") else base), optional
@@ -141,6 +144,8 @@ def check_value(field: dataclasses.Field[Any], value: Any) -> Any:
             return None
         raise ValueError(f"must be {allowed(field)}")
     meta = field.metadata
+    if meta.get("word") and value == meta["word"]:
+        return value
     try:
         value = _convert(kind, value)
     except (ValueError, OverflowError):  # a whole number may be too large for a float

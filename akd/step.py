@@ -111,6 +111,7 @@ class Stepper:
         world: who shares the run.
         amp: run the networks in bfloat16.
         micro_batch: most images of one forward pass; ``None`` takes a worker's share as a whole.
+        compiled: run the student through torch.compile; its parameters stay where they are.
     """
 
     def __init__(
@@ -122,7 +123,12 @@ class Stepper:
         world: World,
         amp: bool,
         micro_batch: int | None = None,
+        compiled: bool = False,
     ):
+        if compiled:  # shapes are the same in every step; CUDA graphs spare the launches
+            graphs = next(student.parameters()).is_cuda
+            student = torch.compile(student, dynamic=False, mode="reduce-overhead" if graphs else None)  # type: ignore[assignment]
+        self.compiled = compiled
         self.method, self.source, self.world, self.amp, self.micro_batch = method, source, world, amp, micro_batch
         self.pair = _Pair(student, method, world)
         self._wrapped: dict[bool, nn.Module] = {}
@@ -150,6 +156,8 @@ class Stepper:
                 yield self._backward(pair, some, rows, heads)
 
     def _backward(self, pair: nn.Module, images: Tensor, batch: Batch, heads: bool) -> Part:
+        if self.compiled:
+            torch.compiler.cudagraph_mark_step_begin()  # what the graph gave in the last step may be overwritten
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
             teacher = self.source(images, batch) if self.source is not None else None
             terms, logits = pair(None if heads else images, teacher, batch)

@@ -207,7 +207,7 @@ class _Study:
                     return self._conclude(finished)
                 with Session(e.search, self.ray_address) as session:
                     teacher = self._teacher(session) if self.ready.wants_teacher else None
-                    self._search(session.resources, teacher)
+                    self._search(session.measured(self._largest(), teacher.folder if teacher else None), teacher)
                     return self._finish(session, teacher, before, began)
             except (KeyboardInterrupt, Interrupted):
                 raise Interrupted(f"stopped; go on with: {self.resume_command()}") from None
@@ -256,6 +256,11 @@ class _Study:
         for line in self.sharing.words():
             self.display.say(line)
         return teacher
+
+    def _largest(self) -> Experiment:
+        """The experiment with the largest batch of its space."""
+        most = [max(p.extremes()) for p in self.ready.space.searched if p.key == "train.batch_size"]
+        return self.experiment.with_values({"train.batch_size": most[0]}) if most else self.experiment
 
     def _search(self, resources: Resources, teacher: Teacher | None) -> None:
         # Optuna and Tune are imported here: a mistake in an experiment is answered before anything heavy starts.

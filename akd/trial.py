@@ -11,6 +11,7 @@ from typing import Any
 
 from akd.fit import EpochRecord
 from akd.job import FAILURES, Job, keep_traceback, reason, run_job
+from akd.packing import limit_memory
 from akd.scheduler import METRIC, TIME
 
 _ended: float | None = None
@@ -22,6 +23,8 @@ def run_trial(config: dict[str, Any]) -> None:
     A failure of the training itself (divergence, out of memory, a bug in a method) is reported as a result with
     ``failed``, not raised: Tune would try it again, and it would fail again. Only a dead process is retried.
     """
+    if config["team"] is None:
+        limit_memory(config["gpus"])
     job = Job(
         config["folder"],
         config.get("teacher"),

@@ -104,6 +104,7 @@ def run(
         ),
         param_space={
             "team": resources.team,
+            "gpus": resources.gpus,
             "teacher": str(teacher) if teacher else None,
             "cache": str(cache) if cache else None,
             "keep": sorted(keep),

@@ -102,6 +102,25 @@ def test_a_student_is_trained_channels_last_and_handed_over_as_ever(data: TrainD
         assert state.optimizer.state[p]["momentum_buffer"].stride() == p.stride()
 
 
+def test_compiled_follows_the_eager_loop(data: TrainData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through torch.compile's front end (the code generator needs a compiler): same weights, same names."""
+    real, calls = torch.compile, []
+
+    def compiled(net: Any, **options: Any) -> Any:
+        calls.append(options)
+        return real(net, backend="aot_eager", dynamic=options["dynamic"])
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    source = LiveTeacher(seeded_model("wrn_16_1", 10, seed=77, in_channels=1))
+    results = []
+    for how in ("off", "on"):
+        train = {"epochs": 2, "lr": 0.05, "ema": 0.9, "precision": "float32", "compile": how, "micro_batch": 32}
+        results.append(fit(resolve({"method": "kd", "train": train}), data, source).student.state_dict())
+    assert calls == [{"dynamic": False, "mode": None}]
+    assert results[0].keys() == results[1].keys()
+    assert all(torch.allclose(v, results[1][k], rtol=1e-4, atol=1e-5) for k, v in results[0].items())
+
+
 ALLOCATOR = """
 import resource, torch
 from akd.allocation import keep_freed_memory

@@ -90,8 +90,8 @@ def teacher_hash(experiment: Experiment, data: TrainData) -> str:
     """Sixteen hex digits that change whenever the teacher's weights would."""
     own = as_experiment(experiment).to_dict()
     # What says nothing is left out, so that teachers kept before there were such settings are found: an empty list of
-    # taps, a factor of 1. Threads change a sum's rounding, not what the teacher is; machines differ in them.
-    silent = {"threads": own["train"]["threads"], "epoch_factor": 1}
+    # taps, a factor of 1. Threads and compilation change a sum's rounding, not what the teacher is.
+    silent = {"threads": own["train"]["threads"], "compile": own["train"]["compile"], "epoch_factor": 1}
     parts = {
         "model": {k: v for k, v in own["student"].items() if v},
         "train": {k: v for k, v in own["train"].items() if (k, v) not in silent.items()},
