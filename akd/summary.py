@@ -14,6 +14,7 @@ from typing import Any
 from akd import config as configuration
 from akd import folder as run_folder
 from akd.config import Experiment
+from akd.errors import many
 from akd.folder import Run
 from akd.methods import soft_weight
 from akd.prepare import Prepared
@@ -122,7 +123,7 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
     n = len(test["accuracy"])
     lines = [
         f"trial {best['number']}: {values}",
-        f"validation {percent(best['validation_accuracy'])} % after {best['epochs_run']} epochs",
+        f"validation {percent(best['validation_accuracy'])} % after {many(best['epochs_run'], 'epoch')}",
         "",
         f"test accuracy, {n} final run{'s' * (n > 1)} each     {'gain of the winner (95 % interval)':>40}",
         f"  {'winner':<14} {plus_minus(test)}",
