@@ -28,6 +28,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
             message += near(choice[1], re.findall(r"'?([\w-]+)'?", choice[2]))
+        for action in self._actions:  # an argument that is missing, with what it may be
+            if action.choices and action.dest in message.partition("required: ")[2].split(", "):
+                message = f"{message.partition(action.dest)[0]}one of {', '.join(action.choices)}"
         raise ExperimentError(f"{message}; see '{self.prog} --help'")
 
 
@@ -101,12 +104,16 @@ def _parser() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
 
     data = verbs.add_parser(
         "data",
-        help="fetch a data set, or decode a folder of pictures; rank augmentations (akd data score --help)",
+        help="fetch a data set, or decode a folder of pictures; rank augmentations",
         allow_abbrev=False,
-        epilog="'akd data score' ranks augmentations for a teacher: akd data score --help",
+        epilog="The flags above are of prepare; those of score: akd data score --help",
     )
-    data.add_argument("action", choices=["prepare"])
-    data.add_argument("name", help="cifar10, cifar100 or imagefolder")
+    data.add_argument(
+        "action",
+        choices=["prepare", "score"],
+        help="prepare: fetch or decode NAME; score: rank augmentations for a teacher",
+    )
+    data.add_argument("name", metavar="NAME", help="cifar10, cifar100 or imagefolder")
     data.add_argument("--data-dir", metavar="DIR", help="default $AKD_DATA_DIR or ~/.cache/akd/data")
     data.add_argument("--image-size", metavar="N", help="imagefolder: side of the images networks see; default 64")
     data.add_argument("--stored-size", metavar="N", help="imagefolder: side they are kept at")
@@ -367,6 +374,8 @@ def _prepare_data(args: argparse.Namespace) -> Path:
     from akd.settings import Origins, build
     from akd.yamlfile import parse_value
 
+    if args.action == "score":
+        raise ExperimentError("comes right after 'akd data', before all flags", key="score")
     if args.name not in ("cifar10", "cifar100", "imagefolder"):
         problem = "needs no files" if args.name == "digits" else "cifar10, cifar100 and imagefolder can be prepared"
         raise ExperimentError(problem, key="data", value=args.name)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from akd.config import SearchConfig
-from akd.errors import AkdError, ExperimentError
+from akd.errors import AkdError, ExperimentError, many
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -209,12 +209,12 @@ def share(search: SearchConfig, nodes: list[dict[str, float]]) -> Resources:
         total = value * workers
         each = f"; {value:g} for each of {workers} workers" if workers > 1 else ""
         raise ExperimentError(
-            f"fits on no node; the largest has {_many(have, key[:3].upper())}{each}",
+            f"fits on no node; the largest has {many(have, key[:3].upper())}{each}",
             key=f"search.{key}",
             value=int(total) if total == int(total) else total,
         )
     if sum(places) < workers:
-        what = f"{_many(gpus, 'GPU')} and {_many(cpus, 'CPU')}" if gpus else _many(cpus, "CPU")
+        what = f"{many(gpus, 'GPU')} and {many(cpus, 'CPU')}" if gpus else many(cpus, "CPU")
         raise ExperimentError(
             f"must be at most {sum(places)} here, with {what} for each worker",
             key="search.workers_per_trial",
@@ -222,11 +222,6 @@ def share(search: SearchConfig, nodes: list[dict[str, float]]) -> Resources:
         )
     room = sum(places) // workers  # workers of one trial may sit on several nodes
     return Resources(cpus * workers, gpus * workers, min(room, search.concurrent or room), workers)
-
-
-def _many(count: float, what: str) -> str:
-    """``1 CPU``, ``2 CPUs``."""
-    return f"{count:g} {what}{'s' * (count != 1)}"
 
 
 def _places(node: dict[str, float], cpus: float, gpus: float) -> int:
@@ -301,8 +296,8 @@ def check(search: SearchConfig, address: str | None, batch_sizes: Sequence[int] 
         everything(search, found, batch_size)
     if search.concurrent and resources.concurrent < search.concurrent and not fewer:
         raise ExperimentError(
-            f"at most {resources.concurrent} fit at a time: a trial takes {_many(resources.cpus, 'CPU')} and "
-            f"{_many(resources.gpus, 'GPU')}, there are {sum(n.get('CPU', 0) for n in found):g} and "
+            f"at most {resources.concurrent} fit at a time: a trial takes {many(resources.cpus, 'CPU')} and "
+            f"{many(resources.gpus, 'GPU')}, there are {sum(n.get('CPU', 0) for n in found):g} and "
             f"{sum(n.get('GPU', 0) for n in found):g}",
             key="search.concurrent",
             value=search.concurrent,

@@ -219,7 +219,8 @@ def _mapping(value: Any, key: str, origins: Origins) -> dict[str, Any]:
     if value is None:  # a section with nothing under it
         return {}
     if not isinstance(value, Mapping):
-        raise ExperimentError("must hold keys and values", key=key, value=value, where=origins.of(key))
+        usual = "be a name, or " if key in _NAMED else ""
+        raise ExperimentError(f"must {usual}hold keys and values", key=key, value=value, where=origins.of(key))
     return dict(value)
 
 

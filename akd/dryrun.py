@@ -14,6 +14,7 @@ from akd.cluster import everything, machine, share
 from akd.config import Experiment
 from akd.data import TrainData
 from akd.data.policies import create_policy
+from akd.errors import many
 from akd.fit import fit
 from akd.prepare import Prepared
 from akd.scheduler import rungs
@@ -131,8 +132,9 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
     }
     each = f" on {resources.workers} workers" if resources.workers > 1 else ""
     console.print(
-        f"\n{search.trials} trials of at most {epochs} epochs ({mean:.1f} on average with {search.scheduler}), "
-        f"{concurrent} at a time{each}, and 2 controls; a step takes {1000 * trial:.1f} ms here",
+        f"\n{many(search.trials, 'trial')} of at most {many(epochs, 'epoch')} "
+        f"({mean:.1f} on average with {search.scheduler}), {concurrent} at a time{each}, "
+        f"and 2 controls; a step takes {1000 * trial:.1f} ms here",
         soft_wrap=True,
     )
     console.print("estimated time: " + ", ".join(f"{k} {duration(v)}" for k, v in parts.items()), soft_wrap=True)

@@ -77,6 +77,11 @@ def near(name: object, names: Iterable[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
+def many(count: float, what: str) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return f"{count:g} {what}{'s' * (count != 1)}"
+
+
 def one_of(names: Iterable[str]) -> str:
     """The allowed names, spelled for a message."""
     return "one of " + ", ".join(sorted(names))

@@ -13,13 +13,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from akd import cluster
+from akd import checkpoint, cluster
 from akd import config as configuration
 from akd import folder as run_folder
 from akd.addresses import check_tracking
 from akd.config import Experiment, SearchConfig
 from akd.data import TrainData
-from akd.errors import ExperimentError, Interrupted, RunError
+from akd.errors import ExperimentError, Interrupted, RunError, many
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.job import Job, kept_keys
 from akd.logged import default_uri, experiment_title, scrubbed
@@ -267,7 +267,9 @@ def _train(
         )
         display.say(f"run {folder.name}: {line}, {full.method.title}, {len(data.train)} training images")
         try:
-            if run.state != COMPLETE:
+            if run.state == COMPLETE:
+                display.say("it was finished already: nothing is trained again")
+            else:
                 run.state, run.ended, run.reason = RUNNING, None, None
                 run.write(folder)
                 with _session(full, workers, ray_address) as session:
@@ -315,6 +317,10 @@ def _carry(
         every_student=full.search.log_checkpoints == "all",
         cache=_cache(full, folder.parent, display),
     )
+    if before := checkpoint.latest(folder / "checkpoints"):
+        epoch, head_epoch = checkpoint.numbers(before)
+        after = f"head epoch {head_epoch}" if head_epoch and not epoch else f"epoch {epoch} of {full.train.epochs}"
+        display.say(f"goes on after {after}")
     shared = f" on {team.size} workers" if team.size > 1 else ""
     with display.bar(f"student {full.student.name}{shared}", full.train.epochs) as advance:
 
@@ -342,7 +348,7 @@ def _closing(result: TrialResult, full: Experiment) -> list[str]:
     student, data = shown_path(result.student), full.data.name
     place = f" --data-dir {shown_path(Path(full.data.dir))}" if full.data.dir and data != "digits" else ""
     return [
-        f"validation {percent(result.accuracy)} % after {result.epochs_run} epochs",
+        f"validation {percent(result.accuracy)} % after {many(result.epochs_run, 'epoch')}",
         "",
         f"student   {student}/student.safetensors",
         f"test      {program()} evaluate --data {data}{place} --model {student}",

@@ -22,7 +22,7 @@ from akd.addresses import check_tracking
 from akd.champion import at_length_of, final_seeds, finals, hand_over
 from akd.cluster import Resources
 from akd.config import Experiment
-from akd.errors import AkdError, ExperimentError, Interrupted
+from akd.errors import AkdError, ExperimentError, Interrupted, many
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.logged import default_uri, experiment_title, scrubbed
 from akd.prepare import Prepared, complete, default_name, placed, prepare, study_folder
@@ -204,6 +204,7 @@ class _Study:
             self.display.say(f"study {self.name}: {experiment_name}, {len(self.ready.data.train)} training images")
             try:
                 if finished is not None:  # nothing to run; MLflow may have missed something
+                    self.display.say("it was finished already: nothing is trained again")
                     return self._conclude(finished)
                 with Session(e.search, self.ray_address) as session:
                     teacher = self._teacher(session) if self.ready.wants_teacher else None
@@ -278,7 +279,7 @@ class _Study:
         each = f" each, on {resources.workers} workers" if resources.workers > 1 else " each"
         self.display.say(
             f"{resources.concurrent} trial{'s' * (resources.concurrent > 1)} at a time, "
-            f"{resources.cpus:g} CPU and {resources.gpus:g} GPU{each}"
+            f"{many(resources.cpus, 'CPU')} and {many(resources.gpus, 'GPU')}{each}"
         )
         with self.display.table():
             for path in sorted([*self.folder.glob("controls/*"), *self.folder.glob("trials/*")]):

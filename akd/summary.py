@@ -13,6 +13,7 @@ from typing import Any
 
 from akd import folder as run_folder
 from akd.config import Experiment
+from akd.errors import many
 from akd.folder import Run
 from akd.job import kept_keys
 from akd.methods import soft_weight
@@ -133,7 +134,7 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
     sure = " (95 % interval)" if any(g.low is not None for g in result.gain.values()) else ""
     lines = [
         f"trial {best['number']}: {values}",
-        f"validation {percent(best['validation_accuracy'])} % after {best['epochs_run']} epochs",
+        f"validation {percent(best['validation_accuracy'])} % after {many(best['epochs_run'], 'epoch')}",
         "",
         f"test accuracy, {n} final run{'s' * (n > 1)} each     {f'gain of the winner{sure}':>40}",
         f"  {'winner':<14} {plus_minus(test)}",

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from akd.errors import many
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING, Run
 
 _STYLES = {RUNNING: "cyan", COMPLETE: "green", PRUNED: "yellow", FAILED: "red"}
@@ -169,7 +170,7 @@ class Display:
                 row.run.reason or self._values(row.run), no_wrap=not every, overflow="fold" if every else "ellipsis"
             )
             table.add_row(row.run.name, state, f"{row.epoch}/{self.epochs}", value, f"{row.seconds:.0f}", what)
-        head = f"{done} of {self.trials} trials done" + (f", {hidden} rows not shown" if hidden else "")
+        head = f"{done} of {many(self.trials, 'trial')} done" + (f", {hidden} rows not shown" if hidden else "")
         return Group(Text(head, style="dim"), table)
 
     # -- bars --------------------------------------------------------------------------------------
@@ -178,7 +179,7 @@ class Display:
     def bar(self, title: str, epochs: int) -> Iterator[Any]:
         """A bar over epochs; yields ``advance(epoch, note)``. In a log file: a line at the start and at the end."""
         if not self.console.is_terminal:
-            self.say(f"{title}: {epochs} epochs")
+            self.say(f"{title}: {many(epochs, 'epoch')}")
             last = [""]
             yield lambda epoch, note="": last.__setitem__(0, note)
             self.say(f"{title}: done{', ' + last[0] if last[0] else ''}")
@@ -186,7 +187,7 @@ class Display:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} epochs {task.fields[note]}"),
+            TextColumn(f"{{task.completed:.0f}}/{{task.total:.0f}} epoch{'s' * (epochs != 1)} {{task.fields[note]}}"),
             TimeRemainingColumn(compact=True),
         )
         with Progress(*columns, console=self.console) as progress:

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
 
 from akd.addresses import check_tracking
 from akd.errors import AkdError, ExperimentError, Interrupted, near
@@ -92,21 +91,29 @@ def _run(command: list[str], environment: Mapping[str, str]) -> None:
     In a group of its own: a Ctrl-C would reach all its processes at once, and each would show where it was.
     """
 
-    def stop(number: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt
+    server: subprocess.Popen[bytes] | None = None
+    told: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        told.append(number)
+        if server is not None:  # not while it is being started: it would be left behind
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    server = subprocess.Popen(command, env=environment, process_group=0)
     try:
-        code = server.wait()
+        server = subprocess.Popen(command, env=environment, process_group=0)
+        code = 0 if told else server.wait()
     except KeyboardInterrupt:
-        raise Interrupted("MLflow has ended") from None
+        code = 0
     finally:
         for number in before:
             signal.signal(number, signal.SIG_IGN)
-        _end(server)
+        if server is not None:
+            _end(server)
         for number, handler in before.items():
             signal.signal(number, handler)
+    if told:
+        raise Interrupted("MLflow has ended")
     if code:
         raise AkdError(f"MLflow's server ended by itself, with code {code}")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +18,8 @@ import torch
 import akd
 from akd import cli, spaces
 from akd.config import Experiment, load, resolve
-from akd.folder import Run
+from akd.errors import Interrupted
+from akd.folder import COMPLETE, Run
 from akd.space import parse
 
 SPACE = """\
@@ -356,6 +359,63 @@ class TestDryRun:
         assert again.search.champion_seeds == 1
 
 
+class _NoTracker:
+    """In the place of MLflow's: takes everything, keeps nothing."""
+
+    closed = True
+
+    def __init__(self, *args: object, **settings: object) -> None:
+        pass
+
+    def changed(self, *args: object, **settings: object) -> None:
+        pass
+
+    def close(self) -> bool:
+        return True
+
+    def run_id(self, folder: Path) -> str:
+        return ""
+
+
+class TestGoingOn:
+    def test_a_run_says_where_it_goes_on_and_that_it_was_finished(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from akd.terminal import Display
+
+        class Stopped(Display):
+            @contextlib.contextmanager
+            def bar(self, title: str, epochs: int) -> Iterator[Callable[..., None]]:
+                def advance(epoch: int, note: str = "") -> None:
+                    if epoch == 3:
+                        raise KeyboardInterrupt
+
+                yield advance
+
+        monkeypatch.setattr("akd.single.Tracker", _NoTracker)
+        experiment = load(Path("s.yaml"), {"method": "none", "train.epochs": 4, "data.subset": 80})
+        with pytest.raises(Interrupted, match="akd train --resume a"):
+            akd.distil(experiment, name="a", display=Stopped(4, 1, []))
+        for words in (r"\ngoes on after epoch [23] of 4\nstudent resnet8: 4 epochs\n", "\nit was finished already: "):
+            assert cli.main(["train", "--resume", "a"]) == 0
+            assert re.search(words, capsys.readouterr().out)
+
+    def test_a_study_says_that_it_was_finished(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr("akd.study._Study.run", lambda self: None)
+            akd.search("s.yaml", name="one")
+        run = Run.read(tmp_path / "runs/one")
+        assert run is not None
+        run.end(tmp_path / "runs/one", COMPLETE)
+        monkeypatch.setattr("akd.study.Tracker", _NoTracker)
+        monkeypatch.setattr("akd.study.StudyResult.read", lambda folder: "the result")
+        monkeypatch.setattr("akd.study._Study._conclude", lambda self, result: self.display.say(result))
+        assert cli.main(["search", "--resume", "one"]) == 0
+        assert capsys.readouterr().out.endswith("\nit was finished already: nothing is trained again\nthe result\n")
+
+
 class TestOtherVerbs:
     def test_lists(self, capsys: pytest.CaptureFixture[str]) -> None:
         wanted = {
@@ -378,6 +438,13 @@ class TestOtherVerbs:
         assert ended.value.code == 0
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= 100
+
+    def test_help_of_data_names_both_actions(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            cli.main(["data", "--help"])
+        out = " ".join(capsys.readouterr().out.split())
+        assert "prepare: fetch or decode NAME; score: rank augmentations" in out
+        assert "akd data score --help" in out
 
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as ended:

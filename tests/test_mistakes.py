@@ -151,6 +151,10 @@ NUMBERS |= {
     "a list for a section": text(
         "{trials: 4, champion_seeds: 1}", "[1]", ["s.yaml:4", "search = [1]", "keys and values"]
     ),
+    "a number for a name": flags("--student=5", says=["student = 5: must be a name, or hold keys and"], library=False),
+    "a number for a name in the file": text(
+        "train: {epochs: 2", "method: 5\ntrain: {epochs: 2", ["s.yaml:3: method = 5: must be a name, or hold keys and"]
+    ),
     "without effect": flags("--search.scheduler=none", "--search.eta=4", says=["search.eta = 4", "has no effect"]),
     "time": flags("--time-budget", "soon", says=["--time-budget", "'soon'", "30m"], library=False),
     "batch above the data": flags("--train.batch_size", "181", says=["--train.batch_size", "at most 180"]),
@@ -741,6 +745,9 @@ VERBS = {
     ),
     "evaluate a key": measured("--train.lr=3", says=["--train.lr: akd evaluate takes no keys of an experiment"]),
     "prepare with a teacher": other("data", "prepare", "cifar10", "--teacher=x", says=["akd data has no such flag"]),
+    "data without a name": other("data", says=["are required: one of prepare, score; see 'akd data --help'"]),
+    "score after a flag": other("data", "--data-dir=x", "score", "y", says=["score: comes right after 'akd data'"]),
+    "list nothing": other("list", says=["required: one of models, methods, data, spaces; see 'akd list --help'"]),
     "prepare nothing known": other("data", "prepare", "cifar1000", says=["'cifar1000'", "cifar100"]),
     "prepare what needs nothing": other("data", "prepare", "digits", says=["'digits'", "needs no files"]),
     "prepare no folder": other("data", "prepare", "imagefolder", "--data-dir=gone", says=["data.dir", "gone"]),

@@ -206,6 +206,13 @@ class TestLogFile:
                 advance(epoch, f"validation {epoch}0.00 %")
         assert written(shown) == ["teacher wrn_16_2: 3 epochs", "teacher wrn_16_2: done, validation 30.00 %"]
 
+    def test_one_of_a_kind(self) -> None:
+        shown = display([], terminal=False, trials=1)
+        with shown.bar("teacher", 1):
+            pass
+        assert written(shown) == ["teacher: 1 epoch", "teacher: done"]
+        assert drawn(shown)[0] == "0 of 1 trial done"
+
     def test_a_path_stays_in_one_piece(self) -> None:
         shown = display([], terminal=False)
         path = "/a/" + "long/" * 40 + "path"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -142,6 +143,7 @@ def test_killed_and_resumed_gives_the_same_bits(whole: Path, tmp_path: Path) -> 
         program.kill_group(process)
     code, output = program.run(["train", "--resume", "s"], tmp_path)
     assert code == 0, output
+    assert re.search(r"goes on after epoch [2-8] of 8\n", output)
     assert len(run_folder.history(tmp_path / "runs" / "s")) == 8
     mine, theirs = tmp_path / "runs" / "s", whole / "s"
     entries = [
@@ -317,7 +319,7 @@ def test_two_trials_of_two_workers_at_once_on_a_ray_that_was_there(tmp_path: Pat
         arguments += ["--champion-seeds", "1", "--ray-address", address]
         code, output = program.run(arguments, tmp_path, timeout=600)
         assert code == 0, output
-        assert "2 trials at a time, 2 CPU and 0 GPU each, on 2 workers" in output
+        assert "2 trials at a time, 2 CPUs and 0 GPUs each, on 2 workers" in output
         agree(tmp_path / "runs" / "s")
         assert head.poll() is None  # it was not akd's to end
     finally:
