@@ -136,7 +136,7 @@ def on_epoch(path, epoch, accuracy):
     most[0] = max(most[0], len(searcher.live))
     gpus.add(ray.available_resources().get("GPU", 0.0))
 gpus = set()
-tuning.run(ready.experiment, searcher, resources, None, on_epoch=on_epoch)
+tuning.run(ready.experiment, searcher, resources, None, None, frozenset(), on_epoch=on_epoch)
 print(json.dumps([resources.gpus, resources.concurrent, most[0], min(gpus)]))
 """
 

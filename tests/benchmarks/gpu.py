@@ -28,7 +28,6 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +135,8 @@ def train(args: argparse.Namespace) -> None:
     where = args.work / "runs" / f"{what}-{args.epochs}{'-final' * args.final}{'-compiled' * (args.compile == 'on')}"
     if Run.read(where) is None:
         run_folder.create(where, experiment_of(what, args, teacher), Run("control", where.name))
-    kept = {"cache": str(args.work / "cache"), "keep": ("logits", "embedding")} if teacher else {}
-    known = {f.name for f in fields(Job)}
-    job = Job(
-        str(where), str(teacher) if teacher else None, args.final, **{k: v for k, v in kept.items() if k in known}
-    )
+    kept: dict[str, Any] = {"cache": str(args.work / "cache"), "keep": ("logits", "embedding")} if teacher else {}
+    job = Job(str(where), str(teacher) if teacher else None, args.final, **kept)
     results = run_job(job, device=args.device, stop=lambda: time.monotonic() - began > 60 * args.minutes)
     entries, heads = run_folder.history(where), run_folder.head_history(where)
     seconds = _results(args.work).get(where.name, {}).get("seconds", 0.0) + time.monotonic() - began

@@ -146,20 +146,10 @@ def build(method: Any, student: str, source: GivenTeacher, data: TrainData, devi
     return state, loader, Stepper(net, built, given, world=ALONE, amp=device.type == "cuda")
 
 
-def compare(
-    student: str,
-    only: list[str],
-    rounds: int,
-    steps: int,
-    device: torch.device,
-    *,
-    exact: bool = False,
-    clock: str = "wall",
-) -> dict[str, tuple[float, float]]:
-    """Measure one student and print its rows: seconds of a step by row, and its ratio to the plain one.
+def compare(student: str, only: list[str], rounds: int, steps: int, device: torch.device, clock: str = "wall") -> None:
+    """Measure one student and print its rows.
 
     Args:
-        exact: rows are called what ``only`` says, or that with a form after a comma.
         clock: "wall" or "cpu".
     """
     teacher, heads = STUDENTS[student]
@@ -167,7 +157,7 @@ def compare(
     chosen = {
         row: method
         for row, method in methods(heads).items()
-        if row == "none" or not only or any(row.split(",")[0] == w if exact else w in row for w in only)
+        if row == "none" or not only or any(word in row for word in only)
     }
     runs = {}
     for row, method in chosen.items():
@@ -183,7 +173,6 @@ def compare(
             used = time.process_time() - began
             if epoch > 1:
                 seconds[row].append((used if clock == "cpu" else metrics["time/epoch_s"]) / steps)
-    found = {}
     for row, times in seconds.items():
         ratios = sorted(t / plain for t, plain in zip(times, seconds["none"], strict=True))
         target = TARGETS.get((student, row), TARGETS.get(row))
@@ -193,8 +182,6 @@ def compare(
             f"{statistics.median(ratios):6.3f}  {ratios[0]:.3f} to {ratios[-1]:.3f}{wanted}",
             flush=True,
         )
-        found[row] = (statistics.median(times), statistics.median(ratios))
-    return found
 
 
 def main() -> None:

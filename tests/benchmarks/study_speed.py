@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -77,10 +76,9 @@ class Study:
         self.net = calibrated(seeded_model(pair[0], CLASSES, 1), self.images)
         torch.save(self.net.state_dict(), weights)
         self.teacher = obtain(self.experiment, self.data, scratch / "teachers")
-        # The switch to the cached teacher: jobs that can share the teacher's outputs are told where, as by a study.
-        kept = {"cache": str(scratch / "cache"), "keep": ("logits",)}
-        known = {f.name for f in fields(Job)}
-        self.shared: dict[str, Any] = {k: v for k, v in kept.items() if k in known and args.cache == "on"}
+        # As a study tells its trials where the teacher's outputs are shared.
+        kept: dict[str, Any] = {"cache": str(scratch / "cache"), "keep": ("logits",)}
+        self.shared = kept if args.cache == "on" else {}
         self.plain = seeded_model(self.student, CLASSES, 0).train()
         self.optimizer = torch.optim.SGD(self.plain.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
         self.times: dict[str, dict[str, list[float]]] = {who: {p: [] for p in PARTS} for who in ("akd", "baseline")}
