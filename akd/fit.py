@@ -29,8 +29,7 @@ from akd.data.policies import create_policy
 from akd.errors import CheckpointError, DivergedError, ExperimentError
 from akd.methods import Method, Shapes, create_method
 from akd.metrics import Mean, evaluate, step_accuracy
-from akd.models import Output, check_images, seeded_model
-from akd.models.layout import channels_last
+from akd.models import Output, check_images, layout, seeded_model
 from akd.step import Part, Stepper
 from akd.teacher.source import TeacherSource
 from akd.world import ALONE, World
@@ -379,7 +378,9 @@ def _networks(
     train = experiment.train
     student = build_student(experiment, data).to(loader.device, loader.dtype)
     image = next(loader.plain(data.train[:1]))[0]
-    student = channels_last(student, image)
+    # See akd/models/layout.py for the CPU. All workers choose the same: a network may fail on one of them alone.
+    if loader.device.type == "cuda" and not world.any(not layout.works(student, image)):
+        student = student.to(memory_format=torch.channels_last)
     shapes = shapes_of(student, image, source, len(data.dataset.classes), len(data.dataset.labels))
     method = create_method(experiment.method, shapes, label_smoothing=train.label_smoothing, seed=train.seed)
     if train.micro_batch and method.relational:

@@ -137,7 +137,9 @@ def build(method: Any, student: str, source: GivenTeacher, data: TrainData, devi
     """State, loader and teacher of one row."""
     experiment: Experiment = resolve({"method": method, "student": student, "train": {"lr": 0.01}})
     image = torch.zeros(1, 3, 32, 32, device=device)
-    net = channels_last(seeded_model(student, CLASSES, 0).to(device), image)
+    net = seeded_model(student, CLASSES, 0).to(device)
+    if device.type == "cuda":  # as the loop does
+        net = channels_last(net, image)
     shapes = shapes_of(net, image, source, CLASSES, IMAGES)
     built = create_method(experiment.method, shapes).to(device)
     loader = DeviceLoader(data, batch_size=BATCH, seed=0, plan_seed=0, device=device, dtype=torch.float32, world=ALONE)
