@@ -61,7 +61,9 @@ def unknown(
     if not flag.startswith("-"):
         return _one_too_many(word, typed, own) or ExperimentError(f"unknown argument for akd {verb}", key=word)
     instead = _INSTEAD.get((verb, flag))
-    having = [f"akd {name}" for name, parser in verbs.items() if flag in parser._option_string_actions]
+    having = [
+        f"akd {name.replace('-', ' ')}" for name, parser in verbs.items() if flag in parser._option_string_actions
+    ]
     if having:
         others = " and ".join([", ".join(having[:-1]), having[-1]] if having[1:] else having)
         problem = f"akd {verb} has no such flag, {others} {'have' if having[1:] else 'has'} it"

@@ -810,7 +810,10 @@ SINGLE = {
         "train", "s.yaml", "--dry-run", says=["--dry-run: akd train has no such flag, akd search has it"]
     ),
     "student of a teacher": other(
-        "teacher", "s.yaml", "--student=resnet8", says=["akd teacher has no such flag, akd search and akd train have"]
+        "teacher",
+        "s.yaml",
+        "--student=resnet8",
+        says=["akd teacher has no such flag, akd search, akd train and akd teacher cache have"],
     ),
     "epochs of a teacher": other(
         "teacher", "s.yaml", "--epochs=3", says=["--epochs: akd teacher has no such", "are --teacher.train.epochs"]

@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from akd.data.batch import Batch
 from akd.methods.base import Shapes, hosts
@@ -37,6 +36,8 @@ from akd.settings import setting
 
 #: Added to a map's length, as released, so that a dead map has no direction.
 EPSILON = 1e-6
+#: Least length a map is divided by when maps are compared.
+SHORTEST = 1e-12
 
 
 class _Parts(torch.autograd.Function):
@@ -81,9 +82,35 @@ def angular_maps(feature_energy: Tensor, margin: float, scale: float) -> Tensor:
     return angular_parts(feature_energy / (length + EPSILON), margin, scale)
 
 
+class _Gap(torch.autograd.Function):
+    """Mean squared difference of [B, 3, n] maps, each over its length, with its derivative in closed form."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        lengths = [torch.linalg.vector_norm(x, dim=2, keepdim=True).clamp(min=SHORTEST) for x in (student, teacher)]
+        units = [x / length for x, length in zip((student, teacher), lengths, strict=True)]
+        difference = units[0] - units[1]
+        ctx.save_for_backward(*lengths, *units, difference)
+        return difference.square().mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        *rest, difference = ctx.saved_tensors
+        found: list[Tensor | None] = [None, None]
+        for side, sign in ((0, 2.0), (1, -2.0)):
+            if ctx.needs_input_grad[side]:
+                length, unit = rest[side], rest[2 + side]
+                # Of a unit vector only what is across it changes.
+                across = difference - unit * (unit * difference).sum(2, keepdim=True)
+                found[side] = across * (sign / difference.numel() * grad / length)
+        return found[0], found[1]
+
+
 def _gap(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of maps [B, 3, h, w], each over its length."""
-    return F.mse_loss(F.normalize(student.flatten(2), dim=2), F.normalize(teacher.flatten(2), dim=2))
+    gap: Tensor = _Gap.apply(student.flatten(2), teacher.flatten(2))
+    return gap
 
 
 def _halves(side: int) -> list[slice]:

@@ -78,7 +78,7 @@ class _Energy(torch.autograd.Function):
         ctx.save_for_backward(feature_map)
         if feature_map.is_contiguous(memory_format=torch.channels_last):  # a length is then one pass, without squares
             return torch.linalg.vector_norm(feature_map, dim=1).square()
-        return feature_map.square().sum(1)
+        return (feature_map * feature_map).sum(1)  # faster than a square
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
