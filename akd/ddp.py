@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from akd.board import WIDTH, Board, shared_board
+from akd.models.norm import replaced
 from akd.world import World
 
 #: Of this process's group, where all its workers are on one machine; made with the group.
@@ -48,77 +49,6 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         low, high = ctx.bounds
         return grads[0][low:high] * ctx.size, None, None
-
-
-class _Statistics(torch.autograd.Function):
-    """[K] of each worker as [workers, K]; the gradient is the sum of what all workers made of this one's row."""
-
-    @staticmethod
-    def forward(ctx: Any, mine: Tensor) -> Tensor:
-        return _exchanged(mine)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        everybody = _exchanged(grads[0].flatten()).view(-1, *grads[0].shape)
-        return everybody[:, dist.get_rank()].sum(0)
-
-
-class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation over all workers' rows, on any backend (torch's own refuses CPU tensors).
-
-    Workers exchange mean, variance and count, once forward and once backward.
-    """
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"expected at least two dimensions, got {input.dim()}")
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(input)
-        axes = [d for d in range(input.dim()) if d != 1]
-        wide = input if input.dtype == torch.float64 else input.float()
-        count = wide.numel() // wide.shape[1]
-        var, mean = torch.var_mean(wide, axes, correction=0)
-        means, variances, counts = _Statistics.apply(torch.cat([mean, var, mean.new_tensor([count])])).split(
-            [len(mean), len(var), 1], dim=1
-        )
-        total = counts.sum()
-        shares = counts / total
-        mean = (shares * means).sum(0)
-        # Of deviations, not of squares: no cancellation where the mean is large.
-        var = (shares * (variances + (means - mean) ** 2)).sum(0)
-        self._remember(mean.detach(), var.detach(), total)
-        scale = torch.rsqrt(var + self.eps)
-        shift = -mean * scale
-        if self.affine:
-            scale = scale * self.weight
-            shift = -mean * scale + self.bias
-        shape = [1, -1] + [1] * (input.dim() - 2)
-        return torch.addcmul(shift.view(shape), wide, scale.view(shape)).to(input.dtype)
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, var: Tensor, total: Tensor) -> None:
-        if not self.track_running_stats:
-            return
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        factor = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean.to(self.running_mean), factor)
-        self.running_var.lerp_((var * total / (total - 1)).to(self.running_var), factor)
-
-
-def _convert(module: nn.Module) -> nn.Module:
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        new = SyncBatchNorm(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
-        # The very tensors: optimizer and average must not lose sight of them.
-        new._parameters, new._buffers = module._parameters, module._buffers
-        return new.train(module.training)
-    for name, child in module.named_children():
-        setattr(module, name, _convert(child))
-    return module
 
 
 @dataclass(frozen=True)
@@ -175,4 +105,4 @@ class Group(World):
     def synchronised(self, module: nn.Module) -> nn.Module:
         if self.device.type == "cuda":
             return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        return _convert(module)
+        return replaced(module, lambda m: isinstance(m, nn.modules.batchnorm._BatchNorm), _exchanged)

@@ -378,9 +378,9 @@ def _networks(
     train = experiment.train
     student = build_student(experiment, data).to(loader.device, loader.dtype)
     image = next(loader.plain(data.train[:1]))[0]
-    # See akd/models/layout.py for the CPU. All workers choose the same: a network may fail on one of them alone.
-    if loader.device.type == "cuda" and not world.any(not layout.works(student, image)):
-        student = student.to(memory_format=torch.channels_last)
+    # All workers choose the same: a network may fail on one of them alone.
+    if not world.any(not layout.works(student, image)):
+        student = layout.to_train(student)
     shapes = shapes_of(student, image, source, len(data.dataset.classes), len(data.dataset.labels))
     method = create_method(experiment.method, shapes, label_smoothing=train.label_smoothing, seed=train.seed)
     if train.micro_batch and method.relational:

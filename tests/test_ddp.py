@@ -16,12 +16,13 @@ from akd.config import Experiment, resolve
 from akd.data import DataConfig, TrainData, load, split
 from akd.data.batch import Batch, rand
 from akd.data.loader import DeviceLoader
-from akd.ddp import Group, SyncBatchNorm
+from akd.ddp import Group
 from akd.errors import DivergedError, ExperimentError
 from akd.fit import fit, metrics_equal
 from akd.methods import Method
 from akd.metrics import Mean, evaluate
 from akd.models import Output, seeded_model
+from akd.models.norm import BatchNorm
 from akd.step import Stepper
 from akd.teacher import LiveTeacher
 from akd.world import ALONE, World
@@ -208,7 +209,7 @@ def normalise(world: Group, shape: tuple[int, ...], settings: dict[str, Any]) ->
         nn.init.uniform_(alone.weight)
         nn.init.uniform_(alone.bias)
     shared = world.synchronised(copy.deepcopy(alone))
-    assert isinstance(shared, SyncBatchNorm)
+    assert isinstance(shared, BatchNorm)
     differences = []
     for _ in range(2):
         x = (3 * torch.randn(*shape, dtype=torch.float64) + 100).requires_grad_()

@@ -27,12 +27,12 @@ class WideBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.convShortcut = nn.Conv2d(inputs, width, 1, stride, bias=False) if inputs != width else None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The block's output and its batch-normalised input, which is where the stage before is tapped."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The block's output, and its batch-normalised input before and after the ReLU: the tap of the stage before."""
         normed = self.bn1(x)
         active = F.relu(normed)
         y = self.conv2(F.relu(self.bn2(self.conv1(active))))
-        return y + (x if self.convShortcut is None else self.convShortcut(active)), normed
+        return y + (x if self.convShortcut is None else self.convShortcut(active)), normed, active
 
 
 class Stage(nn.Module):
@@ -44,12 +44,12 @@ class Stage(nn.Module):
             WideBlock(inputs, width, stride), *(WideBlock(width, width, 1) for _ in range(blocks - 1))
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The stage's output and the normalised input of its first block."""
-        x, first = self.layer[0](x)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The stage's output and the normalised input of its first block, before and after the ReLU."""
+        x, normed, active = self.layer[0](x)
         for block in self.layer[1:]:
-            x, _ = block(x)
-        return x, first
+            x, _, _ = block(x)
+        return x, normed, active
 
 
 class WideResNet(nn.Module):
@@ -75,12 +75,13 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor, preact: bool = False) -> Output:
         x = self.conv1(x)
-        before = []
+        before, after = [], []
         for stage in (self.block1, self.block2, self.block3):
-            x, tapped = stage(x)
-            before.append(tapped)
+            x, normed, active = stage(x)
+            before.append(normed)
+            after.append(active)  # the block's own: a second ReLU would cost every step of a method that reads maps
         before.append(self.bn1(x))
-        after = [F.relu(b) for b in before]
+        after.append(F.relu(before[-1]))
         embedding = after[-1].mean((2, 3))
         return Output(self.fc(embedding), embedding, tuple(after), tuple(before) if preact else None)
 

@@ -33,7 +33,7 @@ from akd.errors import ExperimentError
 from akd.fit import TrainState, _train_epoch, shapes_of
 from akd.methods import create_method, hosts, views
 from akd.models import list_models, seeded_model
-from akd.models.layout import channels_last
+from akd.models.layout import channels_last, to_train
 from akd.step import Stepper
 from akd.teacher import LiveTeacher
 from akd.world import ALONE
@@ -137,9 +137,7 @@ def build(method: Any, student: str, source: GivenTeacher, data: TrainData, devi
     """State, loader and teacher of one row."""
     experiment: Experiment = resolve({"method": method, "student": student, "train": {"lr": 0.01}})
     image = torch.zeros(1, 3, 32, 32, device=device)
-    net = seeded_model(student, CLASSES, 0).to(device)
-    if device.type == "cuda":  # as the loop does
-        net = channels_last(net, image)
+    net = to_train(seeded_model(student, CLASSES, 0).to(device))
     shapes = shapes_of(net, image, source, CLASSES, IMAGES)
     built = create_method(experiment.method, shapes).to(device)
     loader = DeviceLoader(data, batch_size=BATCH, seed=0, plan_seed=0, device=device, dtype=torch.float32, world=ALONE)
