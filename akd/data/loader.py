@@ -1,7 +1,7 @@
 """Batches straight from the device: uint8 images stay there, the plan says what happens to them.
 
 Images that are too many for that stay where they are, usually in a memory-mapped file, and go to the device batch by
-batch.
+batch, the next one read while a step runs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from akd.data.ahead import Ahead
 from akd.data.augment import normalise
 from akd.data.batch import Batch
 from akd.data.dataset import Dataset, TrainData
@@ -37,17 +38,22 @@ def resident(images: Tensor, device: torch.device) -> bool:
     return images.nbytes <= RESIDENT_SHARE * free
 
 
-def gather(images: Tensor, rows: Tensor, device: torch.device) -> Tensor:
-    """Some images, read on the CPU (from a memory-mapped file: only these) and moved to the device.
+def read(images: Tensor, rows: Tensor, pinned: bool) -> Tensor:
+    """Some images in memory of their own; from a memory-mapped file only these are read.
 
     Args:
         images: [n, C, H, W] on the CPU.
         rows: [b] positions on the CPU.
+        pinned: from pinned memory a copy to the GPU does not wait for the steps the GPU still has to do.
     """
-    # From pinned memory the copy does not wait for the steps the GPU still has to do.
-    batch = torch.empty(len(rows), *images.shape[1:], dtype=images.dtype, pin_memory=device.type == "cuda")
+    batch = torch.empty(len(rows), *images.shape[1:], dtype=images.dtype, pin_memory=pinned)
     torch.index_select(images, 0, rows, out=batch)
-    return batch.to(device, non_blocking=True)
+    return batch
+
+
+def gather(images: Tensor, rows: Tensor, device: torch.device) -> Tensor:
+    """Some images, :func:`read` and moved to the device."""
+    return read(images, rows, device.type == "cuda").to(device, non_blocking=True)
 
 
 def batch_of(height: int, width: int, device: torch.device | str | None = None) -> int:
@@ -208,6 +214,7 @@ class DeviceLoader:
         self.steps = len(data.train) // batch_size * passes
         self.resident = resident(data.dataset.images, device)
         self.images = data.dataset.images.to(device) if self.resident else data.dataset.images
+        self.ahead: Ahead | None = None  # while an epoch runs whose images are not on the device
         self.labels = data.dataset.labels.to(device)
         self.mean = torch.tensor(data.dataset.mean, device=device, dtype=torch.float64)
         self.std = torch.tensor(data.dataset.std, device=device, dtype=torch.float64)
@@ -226,16 +233,39 @@ class DeviceLoader:
             stage: names the random numbers of the batches' generator.
         """
         draws = generator(stage, self.seed, epoch, device=self.device)
+        ahead = self.ahead = None if self.resident else Ahead(self._read)
+        try:
+            for k in range(self.passes):
+                number = (epoch - 1) * self.passes + k + 1
+                order = training_order(self.seed, number, self.data.train)
+                rows, view = Rows(order, order.to(self.device)), Pass(self, self.table(number))
+                self.before(view)
+                yield from self._pass(view, rows, epoch, k, draws)
+        finally:
+            self.ahead = None
+            if ahead is not None:
+                ahead.close()
+
+    def _pass(
+        self, view: Pass, order: Rows, epoch: int, k: int, draws: torch.Generator
+    ) -> Iterator[tuple[Tensor, Batch]]:
+        """The steps of an epoch's pass ``k``, counted from 0."""
         each = self.steps // self.passes
-        for k in range(self.passes):
-            number = (epoch - 1) * self.passes + k + 1
-            order = training_order(self.seed, number, self.data.train)
-            on_device = order.to(self.device)
-            view = Pass(self, self.table(number))
-            self.before(view)
-            for step in range(each):
-                rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
-                yield self._step(view, Rows(order[rows], on_device[rows]), epoch, k * each + step, draws)
+        batches = [order.part(n * self.batch_size, (n + 1) * self.batch_size) for n in range(each)]
+        for n, rows in enumerate(batches):
+            made = self._step(view, rows, epoch, k * each + n, draws)
+            if self.ahead is not None and n + 1 < each:
+                self._expect(view, batches[n + 1])
+            yield made
+
+    def _expect(self, view: Pass, rows: Rows) -> None:
+        """Have the images read that the step of ``rows`` will ask for, in the order it does."""
+        assert self.ahead is not None
+        mine = rows.part(*self.world.share(self.batch_size)).here
+        self.ahead.expect(mine)
+        partner = None if view.drawn is None else view.drawn.of(mine)[1]
+        if partner is not None:
+            self.ahead.expect(partner)
 
     def _step(self, view: Pass, rows: Rows, epoch: int, step: int, draws: torch.Generator) -> tuple[Tensor, Batch]:
         """One step; ``rows`` are those of the global batch."""
@@ -332,4 +362,10 @@ class DeviceLoader:
 
     def _gather(self, there: Tensor, here: Tensor) -> Tensor:
         """Images on the device; ``there`` and ``here`` are the same rows, on the device and on the CPU."""
-        return self.images.index_select(0, there) if self.resident else gather(self.images, here, self.device)
+        if self.resident:
+            return self.images.index_select(0, there)
+        found = self._read(here) if self.ahead is None else self.ahead.take(here)
+        return found.to(self.device, non_blocking=True)
+
+    def _read(self, rows: Tensor) -> Tensor:
+        return read(self.images, rows, self.device.type == "cuda")
