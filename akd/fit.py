@@ -7,9 +7,7 @@ epoch and started again from that epoch's state.
 
 from __future__ import annotations
 
-import copy
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,18 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from akd import checkpoint
 from akd.allocation import keep_freed_memory
 from akd.config import Experiment, TrainConfig, whole_batches
 from akd.data.dataset import TrainData
 from akd.data.loader import DeviceLoader
 from akd.data.pick import Scorer
 from akd.data.policies import create_policy
-from akd.errors import CheckpointError, DivergedError, ExperimentError
+from akd.epochs import check_finite, size_of, train_epoch, train_heads
+from akd.errors import ExperimentError
 from akd.methods import Method, Shapes, create_method
-from akd.metrics import Mean, evaluate, step_accuracy
+from akd.metrics import evaluate
 from akd.models import Output, check_images, layout, seeded_model
-from akd.step import Part, Stepper
+from akd.state import TrainState
+from akd.step import Stepper
 from akd.teacher.source import TeacherSource
 from akd.world import ALONE, World
 
@@ -86,120 +85,6 @@ class FitResult:
     accuracy: float
     stopped: bool
     student: nn.Module
-
-
-class TrainState:
-    """Everything that changes during training: student, averaged student, method, optimizer, epochs, histories."""
-
-    def __init__(self, train: TrainConfig, student: nn.Module, method: Method, device: torch.device):
-        self.train_config, self.student, self.method = train, student, method
-        self.average = copy.deepcopy(student).requires_grad_(False) if train.ema else None
-        self.updates = 0
-        self.epoch = self.head_epoch = 0
-        self.history: list[dict[str, float]] = []
-        self.head_history: list[dict[str, float]] = []
-        groups = [(list(student.parameters()), 1.0), *method.groups()]
-        self.parameters = [p for parameters, _ in groups for p in parameters]
-        self.optimizer = torch.optim.SGD(
-            [{"params": parameters, "factor": factor} for parameters, factor in groups if parameters],
-            lr=train.lr,
-            momentum=train.momentum,
-            nesterov=train.nesterov,
-            weight_decay=train.weight_decay,
-            fused=device.type in ("cpu", "cuda"),
-        )
-
-    @property
-    def scored(self) -> nn.Module:
-        """The network whose accuracy counts: the averaged one if averaging is on."""
-        return self.student if self.average is None else self.average
-
-    def set_lr(self, lr: float) -> None:
-        """The student's learning rate of the next step; the method's parameters have theirs in proportion."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["factor"]
-
-    def step(self) -> None:
-        """One step of the optimizer down the gradients; they are gone afterwards."""
-        if self.train_config.grad_clip:
-            nn.utils.clip_grad_norm_(self.parameters, self.train_config.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    @torch.no_grad()
-    def update_average(self) -> None:
-        """One step of the exponential moving average; young averages forget faster, so that they start well.
-
-        Parameters are averaged; buffers are the student's own. Batch normalisation's statistics are averages already:
-        averaged again they lag so far behind that early epochs, where the scheduler decides, are scored by the lag
-        (digits, lr 0.2, epoch 3: 89 % with copied statistics, 74 % with averaged ones).
-        """
-        if self.average is None:
-            return
-        self.updates += 1
-        decay = min(self.train_config.ema, (1 + self.updates) / (10 + self.updates))
-        # All at once: on a GPU a launch costs more than most of these tensors.
-        torch._foreach_lerp_([*self.average.parameters()], [*self.student.parameters()], 1 - decay)
-        for kept, current in zip(self.average.buffers(), self.student.buffers(), strict=True):
-            kept.copy_(current)
-
-    def save(self, folder: Path, keep: int = 2) -> Path:
-        """Write a checkpoint of this state under ``folder``; see :func:`akd.checkpoint.save`."""
-        tensors = {f"student.{k}": v for k, v in self.student.state_dict().items()}
-        tensors |= {f"method.{k}": v for k, v in self.method.state_dict().items()}
-        if self.average is not None:
-            tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        for i, p in enumerate(self.parameters):
-            momentum = self.optimizer.state[p].get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{i}"] = momentum
-        state = {
-            "epoch": self.epoch,
-            "head_epoch": self.head_epoch,
-            "updates": self.updates,
-            "history": self.history,
-            "head_history": self.head_history,
-        }
-        return checkpoint.save(folder, self.epoch, tensors, state, keep, self.head_epoch)
-
-    def load(self, path: Path) -> None:
-        """Continue from a checkpoint.
-
-        Raises:
-            CheckpointError: damaged, or of another network or method.
-        """
-        tensors, state = checkpoint.load(path)
-
-        def part(name: str) -> dict[str, Tensor]:
-            return {k[len(name) + 1 :]: v for k, v in tensors.items() if k.startswith(name + ".")}
-
-        try:
-            self.student.load_state_dict(part("student"))
-            self.method.load_state_dict(part("method"))
-            if self.average is not None:
-                self.average.load_state_dict(part("average"))
-        except RuntimeError as error:
-            raise CheckpointError(f"{path} belongs to another experiment: {str(error).splitlines()[0]}") from None
-        for i, value in part("momentum").items():
-            p = self.parameters[int(i)]
-            # In the parameter's own layout, which the fused optimizer takes for granted.
-            self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(value)
-        self.epoch, self.updates, self.history = state["epoch"], state["updates"], state["history"]
-        self.head_epoch, self.head_history = state.get("head_epoch", 0), state.get("head_history", [])
-
-
-def learning_rate(train: TrainConfig, epoch: int, progress: float) -> float:
-    """The learning rate of a step.
-
-    Args:
-        epoch: counted from 1; a step schedule keeps the old rate in the decay epoch itself.
-        progress: steps done over all steps of the run, 0..1.
-    """
-    if train.schedule == "cosine":
-        return train.lr * 0.5 * (1 + math.cos(math.pi * progress))
-    if train.schedule == "step":
-        return train.lr * train.decay_factor ** sum(epoch > e for e in train.decay_epochs)
-    return train.lr
 
 
 def shapes_of(
@@ -330,20 +215,20 @@ def fit(
         elif state.head_history:
             report_heads(_head_record(state))
     while not state.epoch and state.head_epoch < method.warmup_epochs:
-        metrics = _train_heads(state, loader, stepper, state.head_epoch + 1)
-        _check_finite({**metrics, "weights": _size(state.parameters)}, state.head_epoch + 1, "head epoch")
+        metrics = train_heads(state, loader, stepper, state.head_epoch + 1)
+        check_finite({**metrics, "weights": size_of(state.parameters)}, state.head_epoch + 1, "head epoch")
         state.head_epoch += 1
         state.head_history.append({"head_epoch": float(state.head_epoch), **metrics})
         report_heads(_head_record(state))
     stopped = False
     while state.epoch < train.epochs and not (stopped := bool(state.epoch) and world.any(stop())):
-        metrics = _train_epoch(state, loader, stepper, state.epoch + 1)
+        metrics = train_epoch(state, loader, stepper, state.epoch + 1)
         if len(data.val):
             low, high = world.share(len(data.val))
             scores = evaluate(state.scored, loader.plain(data.val[low:high]), world)
             metrics |= {f"val/{k}": v for k, v in scores.items()}
         # The last step of an epoch shows in no loss of its own: the weights tell, and the validation loss.
-        _check_finite({**metrics, "weights": _size(state.parameters)}, state.epoch + 1)
+        check_finite({**metrics, "weights": size_of(state.parameters)}, state.epoch + 1)
         state.epoch += 1
         state.history.append({"epoch": float(state.epoch), **metrics})
         report(_record(state, train))
@@ -408,87 +293,6 @@ def _record(state: TrainState, train: TrainConfig) -> EpochRecord:
 def _head_record(state: TrainState) -> HeadRecord:
     metrics = {k: v for k, v in state.head_history[-1].items() if k != "head_epoch"}
     return HeadRecord(state.head_epoch, metrics, state)
-
-
-def _size(parameters: list[nn.Parameter]) -> float:
-    return float(torch.stack([p.detach().abs().sum() for p in parameters]).sum())
-
-
-def _train_heads(state: TrainState, loader: DeviceLoader, stepper: Stepper, head_epoch: int) -> dict[str, float]:
-    """A head epoch: images and order of the student's epoch of the same number, so that one teacher cache serves both.
-
-    The learning rate falls along a cosine from the student's highest to 0 over all head epochs, whatever the schedule.
-    """
-    train, means, began = state.train_config, Mean(), time.perf_counter()
-    steps, before = loader.steps * state.method.warmup_epochs, _teacher_count(stepper)
-    state.method.train()
-    lr = train.lr
-    for images, batch in loader.epoch(head_epoch, "heads"):
-        lr = train.lr * 0.5 * (1 + math.cos(math.pi * ((head_epoch - 1) * loader.steps + batch.step) / steps))
-        state.set_lr(lr)
-        for part in stepper.gradients(images, batch, heads=True):
-            _watch(means, state.method, part, "heads/loss")
-        state.step()
-    metrics = means.read(stepper.world) | _teacher_images(stepper, before, loader.device)
-    return metrics | {"lr": lr} | _speed(loader, time.perf_counter() - began)
-
-
-def _teacher_count(stepper: Stepper) -> tuple[int, int]:
-    return (0, 0) if stepper.source is None else (stepper.source.asked, stepper.source.made)
-
-
-def _teacher_images(stepper: Stepper, before: tuple[int, int], device: torch.device) -> dict[str, float]:
-    """Images of which the teacher's outputs were asked for since ``before``, and that it was run on, by all workers.
-
-    They are named like times: who runs the teacher and who finds it done is no part of a run's result.
-    """
-    if stepper.source is None:
-        return {}
-    since = [now - then for now, then in zip(_teacher_count(stepper), before, strict=True)]
-    if stepper.world.size > 1:
-        since = stepper.world.sum(torch.tensor(since, dtype=torch.float64, device=device)).tolist()
-    return {"time/teacher_asked": float(since[0]), "time/teacher_images": float(since[1])}
-
-
-def _watch(means: Mean, method: Method, part: Part, loss: str) -> None:
-    count = len(part.batch.index)
-    means.add(loss, part.loss, count)
-    for name, value in ({f"loss/{name}": term for name, term in part.terms.items()} | method.measures()).items():
-        means.add(name, value, count)
-
-
-def _speed(loader: DeviceLoader, seconds: float) -> dict[str, float]:
-    return {
-        "time/epoch_s": seconds,
-        "time/images_per_s": loader.steps * loader.batch_size / seconds,
-        "time/devices": float(loader.world.size),
-    }
-
-
-def _train_epoch(state: TrainState, loader: DeviceLoader, stepper: Stepper, epoch: int) -> dict[str, float]:
-    train, means, began, before = state.train_config, Mean(), time.perf_counter(), _teacher_count(stepper)
-    state.student.train()
-    state.method.train()
-    lr = train.lr
-    for images, batch in loader.epoch(epoch):
-        lr = learning_rate(train, epoch, ((epoch - 1) * loader.steps + batch.step) / (train.epochs * loader.steps))
-        state.set_lr(lr)
-        for part in stepper.gradients(images, batch):
-            assert part.logits is not None
-            _watch(means, state.method, part, "train/loss")
-            means.add("train/accuracy", step_accuracy(part.logits, part.batch), part.batch.images)
-        state.step()
-        state.update_average()
-    metrics = means.read(stepper.world)
-    _check_finite(metrics, epoch)
-    metrics |= _teacher_images(stepper, before, loader.device)
-    return metrics | {"lr": lr} | _speed(loader, time.perf_counter() - began)
-
-
-def _check_finite(metrics: Mapping[str, float], epoch: int, stage: str = "epoch") -> None:
-    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if bad:
-        raise DivergedError(f"diverged in {stage} {epoch}: {', '.join(sorted(bad))} not finite")
 
 
 def metrics_equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

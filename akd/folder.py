@@ -27,7 +27,8 @@ from torch import nn
 from akd import checkpoint
 from akd.config import Experiment
 from akd.data.dataset import TrainData
-from akd.fit import EpochRecord, FitResult, HeadRecord, TrainState, fit
+from akd.fit import EpochRecord, FitResult, HeadRecord, fit
+from akd.state import TrainState
 from akd.teacher.source import TeacherSource
 from akd.world import ALONE, World
 

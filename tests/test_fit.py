@@ -21,11 +21,13 @@ from akd.config import Experiment, TrainConfig, resolve
 from akd.data import DataConfig, EpochPlan, TrainData, load, split, training_order
 from akd.data.augment import normalise
 from akd.data.loader import DeviceLoader
+from akd.epochs import learning_rate
 from akd.errors import CheckpointError, DivergedError, ExperimentError
-from akd.fit import EpochRecord, FitResult, HeadRecord, TrainState, fit, learning_rate, metrics_equal
+from akd.fit import EpochRecord, FitResult, HeadRecord, fit, metrics_equal
 from akd.methods import Shapes, create_method
 from akd.metrics import evaluate
 from akd.models import Output, seeded_model
+from akd.state import TrainState
 from akd.teacher import LiveTeacher
 from akd.world import ALONE
 

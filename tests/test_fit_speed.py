@@ -14,9 +14,11 @@ from akd.config import resolve
 from akd.data import DataConfig, TrainData, load, split
 from akd.data.loader import DeviceLoader, Pass
 from akd.data.policies import augments, create_policy
-from akd.fit import TrainState, _networks, _scorer, _train_epoch, _train_heads, fit
+from akd.epochs import train_epoch, train_heads
+from akd.fit import _networks, _scorer, fit
 from akd.metrics import Mean
 from akd.models import seeded_model
+from akd.state import TrainState
 from akd.step import Stepper
 from akd.teacher import LiveTeacher
 from akd.teacher.cache import Store
@@ -71,8 +73,8 @@ def test_nothing_is_read_from_the_device_inside_an_epoch(
     monkeypatch.setattr(Mean, "read", lambda self, world: {})
     with NoReads():
         if state.method.warmup_epochs:
-            _train_heads(state, loader, stepper, 1)
-        _train_epoch(state, loader, stepper, 1)
+            train_heads(state, loader, stepper, 1)
+        train_epoch(state, loader, stepper, 1)
 
 
 @pytest.mark.parametrize("method", ["kd", "angular_kd", "amd", "crd", *AUGMENTED], ids=str)

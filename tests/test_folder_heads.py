@@ -13,8 +13,8 @@ from torch import nn
 from akd import folder as run_folder
 from akd.config import Experiment, resolve
 from akd.data import DataConfig, TrainData, load, split
-from akd.fit import TrainState
 from akd.models import seeded_model
+from akd.state import TrainState
 from akd.summary import costs
 from akd.teacher import LiveTeacher
 

@@ -21,9 +21,11 @@ from method_step import BATCH, CLASSES, random_images
 from akd.config import resolve
 from akd.data.loader import DeviceLoader
 from akd.data.policies import augments, create_policy
-from akd.fit import TrainState, _scorer, _train_epoch, shapes_of
+from akd.epochs import train_epoch
+from akd.fit import _scorer, shapes_of
 from akd.methods import create_method
 from akd.models import seeded_model
+from akd.state import TrainState
 from akd.step import Stepper
 from akd.teacher import LiveTeacher
 from akd.world import ALONE
@@ -78,7 +80,7 @@ def main() -> None:
             if amp:
                 torch.cuda.synchronize()
             alone = (time.perf_counter() - began) / args.steps
-            step = _train_epoch(state, loader, stepper, epoch)["time/epoch_s"] / args.steps
+            step = train_epoch(state, loader, stepper, epoch)["time/epoch_s"] / args.steps
             if epoch > 1:
                 images[name].append(alone)
                 whole[name].append(step)

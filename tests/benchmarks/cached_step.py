@@ -30,7 +30,8 @@ from akd.allocation import keep_freed_memory
 from akd.config import resolve
 from akd.data import TrainData
 from akd.data.loader import DeviceLoader
-from akd.fit import _networks, _train_epoch
+from akd.epochs import train_epoch
+from akd.fit import _networks
 from akd.models import seeded_model
 from akd.models.layout import channels_last
 from akd.step import Stepper
@@ -143,7 +144,7 @@ def compare(pair: tuple[str, str], args: argparse.Namespace, folder: Path) -> di
         for key, (state, loader, stepper) in runs.items():
             before = sources[key[0]].seconds if key[1] == "cached" else 0.0
             began = CLOCK[0]()
-            _train_epoch(state, loader, stepper, number)
+            train_epoch(state, loader, stepper, number)
             took = CLOCK[0]() - began
             if number > 1:
                 seconds[key].append(took)

@@ -40,7 +40,8 @@ from akd.checkpoint import write_json
 from akd.config import Experiment, resolve
 from akd.data import TrainData
 from akd.data.loader import DeviceLoader
-from akd.fit import _networks, _train_epoch
+from akd.epochs import train_epoch
+from akd.fit import _networks
 from akd.folder import COMPLETE, Run
 from akd.job import Job, run_job
 from akd.models import seeded_model
@@ -211,7 +212,7 @@ def _parts(network: str, method: str, args: argparse.Namespace, **train: Any) ->
     stepper = Stepper(state.student, built, source, world=ALONE, amp=amp, compiled=e.train.compile == "on")
 
     def epoch(number: int) -> float:
-        return _train_epoch(state, loader, stepper, number)["time/epoch_s"] / args.steps
+        return train_epoch(state, loader, stepper, number)["time/epoch_s"] / args.steps
 
     return epoch
 

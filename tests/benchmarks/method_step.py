@@ -29,11 +29,13 @@ from akd.data import Batch, TrainData
 from akd.data.augment import Augment
 from akd.data.dataset import Dataset
 from akd.data.loader import DeviceLoader
+from akd.epochs import train_epoch
 from akd.errors import ExperimentError
-from akd.fit import TrainState, _train_epoch, shapes_of
+from akd.fit import shapes_of
 from akd.methods import create_method, hosts, views
 from akd.models import list_models, seeded_model
 from akd.models.layout import channels_last, to_train
+from akd.state import TrainState
 from akd.step import Stepper
 from akd.teacher import LiveTeacher
 from akd.world import ALONE
@@ -169,7 +171,7 @@ def compare(student: str, only: list[str], rounds: int, steps: int, device: torc
     for epoch in range(1, rounds + 2):  # the first round warms up
         for row, (state, loader, stepper) in runs.items():
             began = time.process_time()
-            metrics = _train_epoch(state, loader, stepper, epoch)
+            metrics = train_epoch(state, loader, stepper, epoch)
             used = time.process_time() - began
             if epoch > 1:
                 seconds[row].append((used if clock == "cpu" else metrics["time/epoch_s"]) / steps)
