@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from akd.data.batch import Batch
 from akd.methods import Method
-from akd.models import Output
+from akd.models import Output, norm
 from akd.teacher.source import TeacherSource
 from akd.world import World
 
@@ -127,6 +127,7 @@ class Stepper:
     ):
         if compiled:  # shapes are the same in every step; CUDA graphs spare the launches
             graphs = next(student.parameters()).is_cuda
+            norm.untraced(student)
             student = torch.compile(student, dynamic=False, mode="reduce-overhead" if graphs else None)  # type: ignore[assignment]
         self.compiled = compiled
         self.method, self.source, self.world, self.amp, self.micro_batch = method, source, world, amp, micro_batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -195,6 +196,19 @@ def test_batch_statistics_matter(tmp_path: Path) -> None:
     _, weights = train(ALONE, "none", {"epochs": 1})
     for _, theirs in together(2, tmp_path, without_synchronisation):
         assert furthest(weights, theirs) > 1e-4
+
+
+def traced(world: World) -> Any:
+    """A compiled run, through torch.compile's front end: the code generator needs a compiler."""
+    real = torch.compile
+    with mock.patch.object(torch, "compile", lambda net, **options: real(net, backend="aot_eager", dynamic=False)):
+        return train(world, "kd", {"epochs": 1, "compile": "on"})
+
+
+def test_a_compiled_student_on_two_workers_takes_the_steps_of_one(tmp_path: Path) -> None:
+    one = train(ALONE, "kd", {"epochs": 1})
+    assert furthest(one[1], traced(ALONE)[1]) < 1e-9
+    same(one, together(2, tmp_path, traced))
 
 
 # -- batch normalisation ---------------------------------------------------------------------------

@@ -31,8 +31,8 @@ def at_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
         student_map, teacher_map: [B, C, H, W] of any channels and sizes, or one-channel attention sqrt(sum_c F_c^2);
             the larger is pooled to the smaller.
     """
-    student, teacher = same_size(energy(student_map), energy(teacher_map))
-    return F.mse_loss(unit_rows(student), unit_rows(teacher))
+    student, teacher = map(unit_rows, same_size(energy(student_map), energy(teacher_map)))
+    return F.mse_loss(student, teacher.to(student.dtype))
 
 
 @dataclass(frozen=True, kw_only=True)

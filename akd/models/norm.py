@@ -113,12 +113,17 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"expected at least two dimensions, got {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or (self.exchange is None and input.numel() == input.shape[1]):
-            return super().forward(input)  # a single value per channel: torch refuses it
+        if not self.training or self._left_to_torch(input):
+            return super().forward(input)
         y, mean, var, total = _Normalise.apply(input, self.weight, self.bias, self.eps, self.exchange)
         self._remember(mean, var, total)
         out: Tensor = y
         return out
+
+    def _left_to_torch(self, input: Tensor) -> bool:
+        """One value per channel, which torch refuses; tracing, as torch.compile makes code of its own for what it
+        knows."""
+        return self.exchange is None and (input.numel() == input.shape[1] or torch.compiler.is_compiling())
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, var: Tensor, total: Tensor) -> None:
@@ -139,6 +144,14 @@ def exact(net: nn.Module) -> nn.Module:
     Subclasses of torch's stay: what they change is theirs.
     """
     return replaced(net, lambda m: type(m) is nn.BatchNorm2d)
+
+
+def untraced(net: nn.Module) -> None:
+    """Keep torch.compile out of batch normalisation over workers: collectives cannot be traced, and torch 2.11 then
+    gives gradients of 0 without a word."""
+    for module in net.modules():
+        if isinstance(module, BatchNorm) and module.exchange is not None:
+            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
 
 
 def replaced(module: nn.Module, which: Callable[[nn.Module], bool], exchange: Exchange | None = None) -> nn.Module:

@@ -358,7 +358,7 @@ class TestInTraining:
         e = experiment(8, epochs=1, **small)
         result = fit(e, data, LiveTeacher(net), report_heads=lambda record: heads.append(record.metrics))
         assert heads[-1]["loss/views/branch_kd"] < heads[0]["loss/views/branch_kd"]
-        assert heads[-1]["views/accuracy"] > 0.5 > heads[0]["views/accuracy"]
+        assert heads[-1]["views/accuracy"] > 0.3 > 0.2 > heads[0]["views/accuracy"]  # of ten classes
         assert {"views/accuracy", "views/target_accuracy", "loss/views/granularity_1"} <= result.history[0].keys()
         assert "loss/views/branch_kd" not in result.history[0]
 
