@@ -103,7 +103,10 @@ def _parser() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     evaluate_verb.add_arguments(evaluate)
 
     reporting = verbs.add_parser(
-        "report", help="check a study's records", allow_abbrev=False, description=report.DESCRIPTION
+        "report",
+        help="a study as a page or a table; check its records",
+        allow_abbrev=False,
+        description=report.DESCRIPTION,
     )
     report.add_arguments(reporting)
 

@@ -1,4 +1,4 @@
-"""``akd report`` on the command line: whether a study's records agree."""
+"""``akd report`` on the command line: a study as a page or a table, and whether its records agree."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from akd.errors import AkdError, ExperimentError, near
 from akd.folder import Run
 from akd.logged import default_uri
 
-DESCRIPTION = "Compare what the folders of a study, Optuna's study and MLflow say of its runs."
+DESCRIPTION = (
+    "Write what a study found, ended or still running, from its folder alone: a page without network access, Markdown, "
+    "JSON, or a table of all trials. With --verify, compare run folders, Optuna's study and MLflow instead."
+)
+FORMATS = ("html", "md", "json", "parquet")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("study", metavar="STUDY", help="name of a study")
     add("--output", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
+    add("--format", choices=FORMATS, help="default html")
+    add("--out", metavar="FILE", help="default report.FORMAT in the study's folder")
     add("--verify", action="store_true", help="compare run folders, Optuna's study and MLflow; exit 1 if they differ")
     add("--tracking-uri", metavar="URI", help="MLflow; default $MLFLOW_TRACKING_URI, else where the study is")
 
@@ -54,9 +60,22 @@ def tracked_at(study: Path, given: str | None) -> str:
 
 def run(args: argparse.Namespace) -> None:
     """Do what the command asks."""
+    for flag in ("format", "out") if args.verify else ("tracking_uri",):
+        if (value := getattr(args, flag)) is not None:
+            problem = f"has no effect with{'' if args.verify else 'out'} --verify"
+            raise ExperimentError(problem, key=f"--{flag.replace('_', '-')}", value=value)
     study = find_study(Path(args.output).absolute(), args.study)
     if args.verify:
         _verify(study, tracked_at(study, args.tracking_uri))
+        return
+    from akd import formats
+    from akd.summary import shown_path
+
+    form, out = args.format or "html", Path(args.out).expanduser().absolute() if args.out else None
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        problem = "is a folder, not a file" if out.is_dir() else f"cannot be written: there is no folder {out.parent}"
+        raise ExperimentError(problem, key="--out", value=args.out)
+    print(shown_path(formats.write(study, out, form)))
 
 
 def _verify(study: Path, uri: str) -> None:

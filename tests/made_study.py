@@ -19,18 +19,19 @@ from akd.searcher import open_study, ranking
 from akd.space import Space, parse
 
 EPOCHS = 9
-KD = {
+SPACE: dict[str, Any] = {
+    "method.host.weight": {"type": "float", "low": 0.5, "high": 8.0, "log": True},
+    "train.lr": {"type": "float", "low": 0.01, "high": 0.3, "log": True},
+    "train.schedule": {"choices": ["cosine", "step"]},
+    "train.decay_epochs": {"choices": [[3, 6], [6, 8]], "when": {"train.schedule": ["step"]}},
+}
+KD: dict[str, Any] = {
     "data": {"name": "digits", "subset": 300},
     "teacher": "wrn_16_1",
     "student": "resnet8",
     "train": {"epochs": EPOCHS},
     "search": {"trials": 8, "champion_seeds": 3, "grace": 3},
-    "space": {
-        "method.host.weight": {"type": "float", "low": 0.5, "high": 8.0, "log": True},
-        "train.lr": {"type": "float", "low": 0.01, "high": 0.3, "log": True},
-        "train.schedule": {"choices": ["cosine", "step"]},
-        "train.decay_epochs": {"choices": [[3, 6], [6, 8]], "when": {"train.schedule": ["step"]}},
-    },
+    "space": SPACE,
 }
 VIEWS = KD | {
     "method": {"host": "kd", "views": {"name": "angular_kd", "count": 3, "head_warmup_epochs": 2}},
