@@ -270,7 +270,7 @@ class Tracker:
     def _wanted(self, folder: Path, run: Run) -> list[Path]:
         """What of a run's folder belongs into MLflow by now."""
         if run.kind == "study":
-            return [folder / "result.json"] if run.state != RUNNING else []
+            return [folder / "result.json", folder / "report.html"] if run.state != RUNNING else []
         parts: list[Path] = []
         champion = self.keep == "champion" and run.kind == "final" and run.name.startswith("champion")
         if self.keep == "all":

@@ -11,6 +11,8 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import made_study
 import pyarrow.parquet as pq
@@ -18,10 +20,13 @@ import pytest
 from scipy import stats
 
 from akd import cli, facts, figures, formats, page
+from akd import study as searches
 from akd.facts import Correlation, gather
 from akd.folder import COMPLETE, PRUNED, RUNNING, Run
 from akd.result import StudyResult
 from akd.searcher import ranking
+from akd.summary import closing_lines
+from akd.terminal import Display
 
 
 @pytest.fixture(scope="module")
@@ -350,3 +355,36 @@ class TestFormats:
         (study / "trials" / "00001" / "run.json").write_text("{", encoding="utf-8")
         assert cli.main(["report", "w", "--output", str(study.parent)]) == 1
         assert capsys.readouterr().err.count("\n") == 1
+
+
+class TestEndOfASearch:
+    def ended(self, folder: Path) -> tuple[searches._Study, list[str]]:
+        """A search at its end, and what it says."""
+        said: list[str] = []
+        one = object.__new__(searches._Study)
+        one.folder = folder
+        one.display = cast(Display, SimpleNamespace(say=lambda line, style: said.append(line)))
+        return one, said
+
+    def test_leaves_its_report(self, tmp_path: Path) -> None:
+        one, said = self.ended(made_study.make(tmp_path / "s", made_study.KD, 3))
+        one._report()
+        assert said == []
+        harmless((tmp_path / "s" / "report.html").read_text(encoding="utf-8"))
+        result = StudyResult.read(tmp_path / "s")
+        assert result is not None
+        assert [line for line in closing_lines(result, "akd ui s") if line.startswith("report    ")]
+
+    @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ZeroDivisionError("a chart")])
+    def test_goes_on_without_a_report(self, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fails(*arguments: object) -> None:
+            raise error
+
+        one, said = self.ended(made_study.make(tmp_path / "s", made_study.KD, 3))
+        monkeypatch.setattr(page, "build", fails)
+        one._report()
+        assert len(said) == 1
+        assert said[0].startswith("the report could not be made: ")
+        result = StudyResult.read(tmp_path / "s")
+        assert result is not None
+        assert not [line for line in closing_lines(result, "akd ui s") if line.startswith("report    ")]
