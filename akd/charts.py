@@ -18,9 +18,9 @@ WIDTH, LEFT, RIGHT, TOP, BOTTOM = 440, 50, 14, 10, 44
 STYLE = """
 :root { --ink: #1c2330; --soft: #566072; --line: #d5dae2; --page: #ffffff; --card: #f6f8fa; --a: #0067a6; --b: #b34700;
   --c: #00735a; --d: #a03c78; --q0: #b9c2cf; --q1: #8fb3d1; --q2: #5593c4; --q3: #1f6fae; --q4: #0b3d70; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8ecf2; --soft: #a4afbf; --line: #38414f; --page: #12161c;
-  --card: #1a2029; --a: #5bb8f0; --b: #f2a33c; --c: #3fcfa4; --d: #e79ac6; --q0: #4a5565; --q1: #39698f; --q2: #3f8cc4;
-  --q3: #72b7ea; --q4: #d2ebff; } }
+@media screen and (prefers-color-scheme: dark) { :root { --ink: #e8ecf2; --soft: #a4afbf; --line: #38414f;
+  --page: #12161c; --card: #1a2029; --a: #5bb8f0; --b: #f2a33c; --c: #3fcfa4; --d: #e79ac6; --q0: #4a5565;
+  --q1: #39698f; --q2: #3f8cc4; --q3: #72b7ea; --q4: #d2ebff; } }
 svg { display: block; width: 100%; height: auto; font: 14px system-ui, sans-serif; color: var(--ink); }
 svg text { fill: var(--ink); } svg .soft { fill: var(--soft); } svg .end { text-anchor: end; }
 svg .mid { text-anchor: middle; }
@@ -46,12 +46,16 @@ svg .p3 { stroke: var(--q3); } svg .p4 { stroke: var(--q4); } svg .zero { stroke
 
 @dataclass(frozen=True)
 class Scale:
-    """Values to a place between 0 and 1, with ticks: linear, logarithmic, or by the place among ``names``."""
+    """Values to a place between 0 and 1, with ticks: linear, logarithmic, or by the place among ``names``.
+
+    ``whole`` leaves out ticks between whole numbers.
+    """
 
     low: float
     high: float
     log: bool = False
     names: tuple[str, ...] = ()
+    whole: bool = False
 
     def at(self, value: float) -> float:
         if self.names:
@@ -66,7 +70,7 @@ class Scale:
             return [(k, name) for k, name in enumerate(self.names) if k % every == 0]
         if self.log:
             return [(v, f"{v:g}") for v in _log_ticks(self.low, self.high, most)]
-        return [(v, f"{v:g}") for v in nice(self.low, self.high, most)]
+        return [(v, f"{v:g}") for v in nice(self.low, self.high, most) if not self.whole or v == round(v)]
 
 
 @dataclass(frozen=True)
@@ -239,7 +243,11 @@ def lines(
     top = top if high is None else high
     xs = [e for e, _ in every]
     plot = _Plot(
-        Scale(min(xs), max(max(xs), min(xs) + 1)), Scale(bottom if low is None else low, top), 200, x_name, y_name
+        Scale(min(xs), max(max(xs), min(xs) + 1), whole=True),
+        Scale(bottom if low is None else low, top),
+        200,
+        x_name,
+        y_name,
     )
     clip = f'<clipPath id="{ident}-c"><rect x="{LEFT - 6}" y="{plot.top - 8}" width="{WIDTH - LEFT - RIGHT + 14}" '
     body = [*plot.body, f'{clip}height="{plot.height + 8}"/></clipPath>', f'<g clip-path="url(#{ident}-c)">']
@@ -307,7 +315,7 @@ def class_keys(values: Sequence[float], kind: Callable[[int], str]) -> list[tupl
     for k in range(5):
         inside = [v for v in values if which(v) == k]
         if inside:
-            ends = sorted({f"{min(inside):.2f}", f"{max(inside):.2f}"})
+            ends = list(dict.fromkeys(f"{v:.2f}" for v in (min(inside), max(inside))))
             found.append((kind(k), f"{' to '.join(ends)} %"))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,7 +121,7 @@ def history(facts: Facts) -> Figure | None:
         "Optimisation history",
         f"Validation accuracy of {many(len(trials), 'trial')} in their order",
         marks,
-        Scale(-0.03 * end, 1.03 * end),
+        Scale(-0.03 * end, 1.03 * end, whole=True),
         "trial",
         "validation accuracy (%)",
         steps=steps,
@@ -128,7 +129,11 @@ def history(facts: Facts) -> Figure | None:
         low=_floor(facts),
         most=_MOST,
     )
-    return Figure("Optimisation history", svg, "At each trial's last epoch: one stopped early had fewer of them.")
+    return Figure(
+        "Optimisation history",
+        svg,
+        f"At each trial's last epoch: one stopped early had fewer of them.{_below(facts, trials)}",
+    )
 
 
 def importance(facts: Facts) -> Figure | None:
@@ -175,7 +180,9 @@ def slices(facts: Facts) -> list[Figure]:
             low=_floor(facts),
             most=_MOST,
         )
-        found.append(Figure(f"Accuracy by {axis.name}", svg, f"{axis.key}; searched: {axis.words()}."))
+        found.append(
+            Figure(f"Accuracy by {axis.name}", svg, f"{axis.key}; searched: {axis.words()}.{_below(facts, having)}")
+        )
     both = [t for t in trials if all(a.key in t.parameters for a in axes)]
     if len(axes) == 2 and len(both) > 2:
         points = [
@@ -280,12 +287,23 @@ def _tip(trial: Trial) -> str:
 
 
 def _floor(facts: Facts) -> float:
-    """The accuracy (%) below which curves are cut: their first epochs would press all differences into one line."""
+    """The accuracy (%) below which figures are cut: what has hardly learned would press all differences into one line.
+
+    Four times the spread of three quarters of the finished runs is shown below them, and no less than five points.
+    """
     runs = [t for t in [*facts.trials, *facts.controls] if t.curve]
-    last = [t.curve[-1][1] for t in runs]
-    ends, first = sorted(100 * v for v in last), [100 * v for t in runs for _, v in t.curve]
-    middle, top = ends[len(ends) // 4], max(first)
-    return max(min(first), min(ends[0], middle) - 0.5 * (top - middle) - 1, middle - 4 * (top - middle) - 1, 0.0)
+    ends = sorted(100 * t.curve[-1][1] for t in runs if t.state == COMPLETE)
+    if not ends:
+        return 0.0
+    low = ends[len(ends) // 4]
+    return max(0.0, math.floor(low - max(4 * (ends[-1] - low), 5.0)))
+
+
+def _below(facts: Facts, trials: Sequence[Trial]) -> str:
+    """A word about the marks that stand at the lower end."""
+    floor = _floor(facts)
+    n = sum(100 * (t.accuracy or 0) < floor for t in trials)
+    return f" Below {floor:.0f} %, at the lower edge: {many(n, 'trial')}." if n else ""
 
 
 def _drawn(trials: Sequence[Trial], best: int | None) -> list[Trial]:
@@ -313,4 +331,4 @@ def _scale(axis: Axis, room: bool = True) -> Scale:
         pad = (axis.high / axis.low) ** 0.04 if room else 1.0
         return Scale(axis.low / pad, axis.high * pad, log=True)
     pad = 0.04 * (axis.high - axis.low) if room else 0.0
-    return Scale(axis.low - pad, axis.high + pad)
+    return Scale(axis.low - pad, axis.high + pad, whole=axis.kind == "int")

@@ -41,7 +41,8 @@ details { margin: 0.9rem 0; } summary { cursor: pointer; }
 @media (max-width: 30rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 0.5rem; } }
 @media print { body { max-width: none; padding: 0; font-size: 11pt; } figure, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; } .scroll { overflow: visible; } details::details-content { content-visibility: visible;
-  height: auto; } .grid { grid-template-columns: 1fr 1fr; } }
+  height: auto; } .grid { grid-template-columns: 1fr 1fr; } th, td { white-space: normal; } }
+@page { margin: 14mm; }
 """
 
 Cell = tuple[str, bool]  # text, and whether it is a number
@@ -192,8 +193,8 @@ def _trial_row(trial: Trial, facts: Facts, rungs: Sequence[int]) -> list[str]:
     name = "" if trial.number is None else str(trial.number)
     return [
         name or trial.name,
-        state,
         percent(trial.accuracy),
+        state,
         str(trial.epochs),
         *[percent(by_epoch.get(r)) for r in rungs],
         *values,
@@ -202,7 +203,7 @@ def _trial_row(trial: Trial, facts: Facts, rungs: Sequence[int]) -> list[str]:
 
 def _all_trials(facts: Facts) -> str:
     head, rows = trial_rows(facts)
-    cells = [[(cell, k not in (0, 1)) for k, cell in enumerate(row)] for row in rows]
+    cells = [[(cell, k not in (0, 2)) for k, cell in enumerate(row)] for row in rows]
     table = _table(head, cells, best=0 if facts.best is not None else None)
     words = "<p>What the figures above were drawn from: validation accuracy at the last epoch and at each rung.</p>"
     return words + (_folded(many(len(facts.trials), "trial"), table) if len(rows) > 40 else table)

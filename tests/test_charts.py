@@ -34,6 +34,11 @@ def test_linear_scale() -> None:
     assert [label for _, label in scale.ticks()] == ["10", "15", "20", "25", "30"]
 
 
+def test_whole_numbers() -> None:
+    assert [label for _, label in Scale(1, 12, whole=True).ticks()] == ["5", "10"]
+    assert [label for _, label in Scale(1, 2, whole=True).ticks()] == ["1", "2"]
+
+
 def test_log_scale() -> None:
     scale = Scale(0.01, 1.0, log=True)
     assert [scale.at(v) for v in (0.01, 0.1, 1.0)] == pytest.approx([0, 0.5, 1])
@@ -68,6 +73,8 @@ def test_classes_are_fifths() -> None:
     which = charts.classes([float(v) for v in range(10)])
     assert [which(float(v)) for v in range(10)] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert [words for _, words in charts.class_keys([1.0, 1.0], str)] == ["1.00 %"]
+    keys = charts.class_keys([7.0, 10.0, 50.0, 60.0, 70.0, 80.0, 90.0], str)
+    assert keys[0] == ("0", "7.00 to 10.00 %")
 
 
 def test_texts_are_escaped_and_pictures_are_named() -> None:
