@@ -21,7 +21,8 @@ STYLE = """
 @media screen and (prefers-color-scheme: dark) { :root { --ink: #e8ecf2; --soft: #a4afbf; --line: #38414f;
   --page: #12161c; --card: #1a2029; --a: #5bb8f0; --b: #f2a33c; --c: #3fcfa4; --d: #e79ac6; --q0: #4a5565;
   --q1: #39698f; --q2: #3f8cc4; --q3: #72b7ea; --q4: #d2ebff; } }
-svg { display: block; width: 100%; height: auto; font: 14px system-ui, sans-serif; color: var(--ink); }
+svg { display: block; width: 100%; max-width: 480px; height: auto;
+  font: 14px system-ui, sans-serif; color: var(--ink); }
 svg text { fill: var(--ink); } svg .soft { fill: var(--soft); } svg .end { text-anchor: end; }
 svg .mid { text-anchor: middle; }
 svg .grid { stroke: var(--line); stroke-width: 1; } svg .axis { stroke: var(--soft); stroke-width: 1; }

@@ -158,12 +158,17 @@ def _views(facts: Facts) -> list[str]:
         "<p>The method's claim is that views which differ teach better. Trials differ in all they search, so a "
         "relation here is a hint and no proof.</p>"
     )
+    curves = {k: dict(facts.view_curves[k]) for k in VIEW_WORDS if k in facts.view_curves}
+    epochs = sorted({e for curve in curves.values() for e in curve})
+    by_epoch = [[(str(e), True), *[(_number(c.get(e)), True) for c in curves.values()]] for e in epochs]
+    course = _table(["epoch", *[VIEW_WORDS[k] for k in curves]], by_epoch)
     return [
         "<h2>Views</h2>",
         claim,
         _grid(found),
         told + _pairs((c.words, c.verdict()) for c in facts.correlations),
-        _folded("the views of each trial", own),
+        _folded("the views of each trial at its last epoch", own),
+        _folded(f"the views of trial {facts.best} by epoch", course),
     ]
 
 
@@ -174,30 +179,21 @@ def trial_rows(facts: Facts) -> tuple[list[str], list[list[str]]]:
         facts.trials, key=lambda t: (t.state == FAILED, t.number != facts.best, -t.epochs, -(t.accuracy or 0))
     )
     rows = [_trial_row(t, facts, rungs) for t in [*ordered, *facts.controls]]
-    head = [
-        "trial",
-        "state",
-        "accuracy (%)",
-        "epochs",
-        *[f"at epoch {r}" for r in rungs],
-        *[a.name for a in facts.axes],
-    ]
-    return head, rows
+    return [name for name, _ in rows[0]] if rows else [], [[cell for _, cell in row] for row in rows]
 
 
-def _trial_row(trial: Trial, facts: Facts, rungs: Sequence[int]) -> list[str]:
+def _trial_row(trial: Trial, facts: Facts, rungs: Sequence[int]) -> list[tuple[str, str]]:
+    """Heads of columns with a trial's cells."""
     by_epoch = dict(trial.curve)
     state = STATE_WORDS[trial.state] + (f": {trial.reason}" if trial.reason else "")
     state += ", the winner" if facts.finals and trial.number == facts.best and trial.number is not None else ""
-    values = [show_value(trial.parameters[a.key]) if a.key in trial.parameters else "" for a in facts.axes]
-    name = "" if trial.number is None else str(trial.number)
     return [
-        name or trial.name,
-        percent(trial.accuracy),
-        state,
-        str(trial.epochs),
-        *[percent(by_epoch.get(r)) for r in rungs],
-        *values,
+        ("trial", trial.name if trial.number is None else str(trial.number)),
+        ("accuracy (%)", percent(trial.accuracy)),
+        ("state", state),
+        ("epochs", str(trial.epochs)),
+        *[(f"at epoch {r}", percent(by_epoch.get(r))) for r in rungs],
+        *[(a.name, show_value(trial.parameters[a.key]) if a.key in trial.parameters else "") for a in facts.axes],
     ]
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import socket
 import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -17,6 +18,7 @@ from typing import cast
 import made_study
 import pyarrow.parquet as pq
 import pytest
+import ray
 from scipy import stats
 
 from akd import cli, facts, figures, formats, page
@@ -260,7 +262,7 @@ class TestFacts:
     def test_what_matters_is_most_important(self, tmp_path: Path) -> None:
         space = {k: v for k, v in made_study.SPACE.items() if k in ("train.lr", "method.host.weight")}
         tree = made_study.KD | {"space": space}
-        found = gather(made_study.make(tmp_path / "i", tree, 60))
+        found = gather(made_study.make(tmp_path / "i", tree, 45))
         assert next(iter(found.importance)) == "train.lr"  # the made accuracy depends on nothing else
         assert sum(found.importance.values()) == pytest.approx(1)
         assert "A hint only" not in found.importance_note
@@ -324,6 +326,21 @@ class TestFormats:
             widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
             assert len(widths) == 1
 
+    def test_table_of_trials_has_every_value_in_its_column(self, plain: Path) -> None:
+        found = gather(plain)
+        head, rows = page.trial_rows(found)
+        by_number = {t.number: t for t in found.trials}
+        assert len(rows) == 14
+        assert rows[0][0] == str(found.best)
+        for row in (dict(zip(head, r, strict=True)) for r in rows[:12]):
+            trial = by_number[int(row["trial"])]
+            assert float(row["accuracy (%)"]) == pytest.approx(100 * (trial.accuracy or 0), abs=0.006)
+            assert row["state"].partition(",")[0].partition(":")[0] == page.STATE_WORDS[trial.state]
+            assert int(row["epochs"]) == trial.epochs
+            assert row["at epoch 3"] == ("" if trial.epochs < 3 else f"{100 * dict(trial.curve)[3]:.2f}")
+            assert float(row["lr"]) == pytest.approx(trial.parameters["train.lr"], rel=0.01)
+            assert row["decay_epochs"] == str(trial.parameters.get("train.decay_epochs", ""))
+
     def test_parquet(self, plain: Path, tmp_path: Path) -> None:
         table = pq.read_table(formats.write(plain, tmp_path / "t.parquet", "parquet")).to_pylist()
         assert len(table) == 14
@@ -338,11 +355,23 @@ class TestFormats:
         assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
     @pytest.mark.parametrize("form", ["html", "md", "json", "parquet"])
-    def test_command(self, form: str, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_command(
+        self,
+        form: str,
+        plain: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def nobody(*arguments: object) -> None:
+            raise AssertionError("a report asks nobody")
+
+        monkeypatch.setattr(socket.socket, "connect", nobody)
         out = tmp_path / f"x.{form}"
         assert cli.main(["report", "p", "--output", str(plain.parent), "--format", form, "--out", str(out)]) == 0
         assert capsys.readouterr().out.strip() == str(out)
         assert out.stat().st_size > 1000
+        assert not ray.is_initialized()
 
     def test_command_without_flags(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         study = made_study.make(tmp_path / "runs" / "w", made_study.KD, 3)
