@@ -248,6 +248,8 @@ def _answer(
 ) -> tuple[str, str]:
     """Two sentences: what came out, and how far it can be trusted."""
     by_number = {t.number: t for t in trials}
+    if best is None and own.state == FAILED:
+        return f"The search has failed: {own.reason}.", "No trial of it came to an accuracy."
     if best is None:
         return "No trial has finished or been stopped yet.", "Nothing can be said so far."
     winner, titles = by_number[best], experiment.with_values(by_number[best].parameters).method.title

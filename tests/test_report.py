@@ -24,7 +24,7 @@ from scipy import stats
 from akd import cli, facts, figures, formats, page
 from akd import study as searches
 from akd.facts import Correlation, gather
-from akd.folder import COMPLETE, PRUNED, RUNNING, Run
+from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING, Run
 from akd.result import StudyResult
 from akd.searcher import ranking
 from akd.summary import closing_lines
@@ -173,6 +173,14 @@ class TestPage:
         (study / "optuna.log").unlink()
         text = " ".join(harmless(page.build(gather(study))).words)
         assert "No trial has finished or been stopped yet." in text
+
+    def test_of_a_search_that_failed(self, tmp_path: Path) -> None:
+        study = made_study.make(tmp_path / "f", made_study.KD, 0, ended=False)
+        own = Run.read(study)
+        assert own is not None
+        own.end(study, FAILED, "no trial finished: 3 x out of memory")
+        text = " ".join(harmless(page.build(gather(study))).words)
+        assert "The search has failed: no trial finished: 3 x out of memory." in text
 
     def test_of_one_trial_and_one_seed(self, tmp_path: Path) -> None:
         tree = made_study.VIEWS | {"search": {"trials": 1, "champion_seeds": 1, "scheduler": "none"}}

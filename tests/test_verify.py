@@ -299,6 +299,33 @@ def test_a_study_that_has_not_ended(study: Path, say: Say) -> None:
     assert "the search has not ended" in verdict
 
 
+def test_a_run_that_goes_on_may_be_ahead_but_not_behind(study: Path, say: Say) -> None:
+    for path in (study, study / "trials" / "00002"):
+        run = Run.read(path)
+        assert run is not None
+        run.state, run.ended, run.results = RUNNING, None, {}
+        run.write(path)
+    client, parent = store(study), logged(study, "trial 2")
+    client.update_run(parent.info.run_id, status="RUNNING")
+    client.set_tag(parent.info.run_id, "akd.status", RUNNING)
+    (study / "result.json").unlink()
+
+    def running(operation: dict[str, object]) -> bool:
+        ended = operation["op_code"] == 6 and operation["trial_id"] == 2 and operation["state"] == 2
+        return not ended and not (operation["op_code"] == 7 and operation["trial_id"] == 2 and operation["step"] == 3)
+
+    journal(study, running)  # as Optuna stands between an epoch and the word of it
+    code, lines, _ = say()
+    assert (code, wrong(lines)) == (0, set())
+    assert "1 run may be ahead of Optuna and MLflow" in lines["epochs"]
+    history = study / "trials" / "00002" / "history.jsonl"
+    rows = history.read_text(encoding="utf-8").splitlines()
+    history.write_text(rows[0] + "\n", encoding="utf-8")
+    code, lines, _ = say()
+    assert (code, wrong(lines)) == (1, {"epochs"})
+    assert "trial 2, Optuna: epoch 2 is" in lines["epochs"]
+
+
 class TestTracker:
     def test_nobody_answers(self, say: Say) -> None:
         code, lines, verdict = say("--tracking-uri", "http://127.0.0.1:1")
