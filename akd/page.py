@@ -31,7 +31,7 @@ figure { margin: 0; padding: 0.9rem; background: var(--card); border: 1px solid 
   min-width: 0; }
 figcaption { margin-top: 0.6rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-size: 0.9rem; overflow-wrap: normal; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.3rem 0.8rem 0.3rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   white-space: nowrap; } td.long { white-space: normal; min-width: 14rem; } .scroll { margin-top: 0.8rem; }
 th[scope=row] { font-weight: inherit; } td.n, th.n { text-align: right; } tr.best td, tr.best th { font-weight: 600; }
@@ -39,9 +39,10 @@ dl { display: grid; grid-template-columns: minmax(7rem, 20rem) 1fr; gap: 0.3rem 
 dt { color: var(--soft); } dd { margin: 0; } code { font: 0.9em ui-monospace, monospace; }
 details { margin: 0.9rem 0; } summary { cursor: pointer; }
 @media (max-width: 30rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 0.5rem; } }
-@media print { body { max-width: none; padding: 0; font-size: 11pt; } figure, tr { break-inside: avoid; }
-  h2, h3 { break-after: avoid; } .scroll { overflow: visible; } details::details-content { content-visibility: visible;
-  height: auto; } .grid { grid-template-columns: 1fr 1fr; } th, td { white-space: normal; } }
+@media print { html { font-size: 12px; } body { max-width: none; padding: 0; font-size: 10pt; }
+  table { font-size: 8pt; } figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  .scroll { overflow: visible; } .grid { grid-template-columns: 1fr 1fr; } th[scope=col], td { white-space: normal; }
+  details::details-content { content-visibility: visible; height: auto; } }
 @page { margin: 14mm; }
 """
 
