@@ -22,10 +22,11 @@ from akd.addresses import check_tracking
 from akd.champion import at_length_of, final_seeds, finals, hand_over
 from akd.cluster import Resources
 from akd.config import Experiment
-from akd.errors import AkdError, ExperimentError, Interrupted, many
+from akd.errors import AkdError, ExperimentError, Interrupted, many, reason
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.logged import default_uri, experiment_title, scrubbed
 from akd.prepare import Prepared, complete, default_name, placed, prepare, study_folder
+from akd.provenance import versions
 from akd.result import StudyResult
 from akd.session import Session
 from akd.sharing import cache_folder, check_cache, sharing
@@ -71,10 +72,10 @@ def search(
         tracking_later=tracking_later,
         ray_address=ray_address,
     )
-    name = folder.name
+    name, tags = folder.name, {"tracking": scrubbed(uri), "versions": versions()}
     try:
         started.keep(folder, ready.experiment)
-        run_folder.create(folder, ready.experiment, Run("study", name, tags={"tracking": scrubbed(uri)}))
+        run_folder.create(folder, ready.experiment, Run("study", name, tags=tags))
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
         raise ExperimentError(problem, key="output", value=str(folder.parent)) from None
@@ -372,6 +373,7 @@ class _Study:
         registered = e.search.log_checkpoints != "none"
         if registered:
             self.tracker.register(champion, model)
+        self._report()
         self.tracker.changed(self.folder)
         if self._close_tracker():
             t = self.tracker
@@ -388,6 +390,15 @@ class _Study:
             result.write(self.folder)
         self.display.panel(closing_title(e, result), closing_lines(result, self._ui_command()))
         return result
+
+    def _report(self) -> None:
+        """Write ``report.html``; a search is not lost because its page cannot be made."""
+        from akd import formats
+
+        try:
+            formats.write(self.folder)
+        except Exception as error:  # whatever stands in the way: a full disk, a fault in a chart
+            self.display.say(f"the report could not be made: {reason(error)}", "yellow")
 
     def _record_end(self, result: StudyResult) -> None:
         figures = {

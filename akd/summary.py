@@ -149,6 +149,8 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
         f"student   {shown_path(Path(result.champion['student']))}/student.safetensors",
         f"study     {shown_path(Path(result.folder))} (result.json, trials, finals)",
     ]
+    if (page := Path(result.folder) / "report.html").is_file():
+        lines.append(f"report    {shown_path(page)}")
     size = result.mlflow.get("checkpoint_bytes")
     logged = f"   ({size / 1e6:.1f} MB of students logged)" if size is not None else ""
     lines.append(f"MLflow    {ui_command}{logged}")

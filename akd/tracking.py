@@ -27,7 +27,8 @@ from akd.methods.base import title
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_STATUS = {RUNNING: "RUNNING", COMPLETE: "FINISHED", "PRUNED": "FINISHED", FAILED: "FAILED"}
+#: How MLflow calls the states of a run.
+STATUS = {RUNNING: "RUNNING", COMPLETE: "FINISHED", "PRUNED": "FINISHED", FAILED: "FAILED"}
 
 
 class Tracker:
@@ -187,8 +188,7 @@ class Tracker:
     def _create(self, folder: Path, run: Run) -> str:
         """The folder's run: found by its mark if a killed process made it, else made."""
         client = self.client
-        mark = f"{self.study.name}/{folder.name}" if run.kind != "teacher" else f"teacher/{folder.name}"
-        mark = f"{mark}@{int(run.started * 1000)}"
+        mark = mark_of(self.study, folder, run)
         found = client.search_runs([self.experiment_id], f"tags.`akd.mark` = '{mark}'", max_results=1)
         config = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
         if found:
@@ -270,7 +270,7 @@ class Tracker:
     def _wanted(self, folder: Path, run: Run) -> list[Path]:
         """What of a run's folder belongs into MLflow by now."""
         if run.kind == "study":
-            return [folder / "result.json"] if run.state != RUNNING else []
+            return [folder / "result.json", folder / "report.html"] if run.state != RUNNING else []
         parts: list[Path] = []
         champion = self.keep == "champion" and run.kind == "final" and run.name.startswith("champion")
         if self.keep == "all":
@@ -294,7 +294,7 @@ class Tracker:
                 client.set_tag(run_id, tag if tag.startswith("mlflow.") else f"akd.{tag}", text)
         for key, value in run.results.items():
             client.log_metric(run_id, key, value, timestamp=int((run.ended or 0) * 1000))
-        client.set_terminated(run_id, _STATUS[run.state], int((run.ended or time.time()) * 1000))
+        client.set_terminated(run_id, STATUS[run.state], int((run.ended or time.time()) * 1000))
         notes.ended = run.state
         notes.write()
 
@@ -324,26 +324,26 @@ class Tracker:
         self.later(job)
 
 
+def mark_of(study: Path, folder: Path, run: Run) -> str:
+    """What tells a folder's run from all others in MLflow, its tag ``akd.mark``; the same after a kill."""
+    place = f"teacher/{folder.name}" if run.kind == "teacher" else f"{study.name}/{folder.name}"
+    return f"{place}@{int(run.started * 1000)}"
+
+
 def connect(uri: str, output: Path, experiment_name: str) -> tuple[MlflowClient, str]:
     """A client of the store at ``uri`` and the id of an experiment there; both are made if they are missing.
 
     Args:
         output: folder of the default store; its artifacts go to ``output/artifacts``.
     """
-    # One failed request must come back soon: the tracking thread has its own patience.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     from filelock import FileLock
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     output.mkdir(parents=True, exist_ok=True)
     with FileLock(output / ".mlflow.lock"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _make_store(uri)
-        client = MlflowClient(uri)
+        client = client_of(uri)
         found = client.get_experiment_by_name(experiment_name)
         if found is None:
             # A server places artifacts itself; the default store needs an absolute folder.
@@ -357,6 +357,18 @@ def connect(uri: str, output: Path, experiment_name: str) -> tuple[MlflowClient,
         if found is None:
             raise MlflowException(f"experiment {experiment_name!r} can be neither made nor found")
         return client, str(found.experiment_id)
+
+
+def client_of(uri: str) -> MlflowClient:
+    """A client of the store at ``uri`` that says little and does not wait for long."""
+    # One failed request must come back soon: the tracking thread has its own patience.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(uri)
 
 
 def _make_store(uri: str) -> None:

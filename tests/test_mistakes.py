@@ -31,6 +31,7 @@ import akd
 from akd import cli, study
 from akd.config import load
 from akd.errors import ExperimentError
+from akd.folder import Run
 from akd.models import create_model
 
 SPACE = """\
@@ -711,6 +712,11 @@ def busy(folder: Path) -> None:
     put(folder, "runs/mlflow.db", b"")
 
 
+def run_of(folder: Path, kind: str) -> None:
+    (folder / "runs" / "one").mkdir(parents=True)
+    Run(kind, "one").write(folder / "runs" / "one")
+
+
 VERBS = {
     "evaluate without a model": measured(says=["--model"]),
     "evaluate no model": measured("--model", "resnet9", says=["'resnet9'", "did you mean 'resnet8'"]),
@@ -765,6 +771,30 @@ VERBS = {
     "ui of no port": other("ui", "--port", "x", says=["--port", "'x'"]),
     "ui of an odd address": other("ui", "--tracking-uri", "ftp://x", says=["'ftp://x'", "http://HOST:5000"]),
     "ui of nobody": other("ui", "--tracking-uri", FREE, says=["'http://127.0.0.1:1'", "does not answer"]),
+    "report of nothing": other("report", says=["required: STUDY", "akd report --help"]),
+    "report of no study": other("report", "ine", says=["study = 'ine'", "did you mean 'one'"], setup=busy),
+    "report of a place": other("report", "../one", says=["'../one'", "no study of this name"], setup=busy),
+    "report before a study": other("report", "one", says=["study = 'one'", "no study of this name"]),
+    "report of a single run": other(
+        "report", "one", says=["is a single run", "only studies"], setup=lambda folder: run_of(folder, "single")
+    ),
+    "report of a damaged study": other(
+        "report", "one", says=["run.json", "is damaged"], setup=partial(put, name="runs/one/run.json", what="{")
+    ),
+    "report of an odd format": other("report", "one", "--format=htm", says=["'htm'", "did you mean 'html'"]),
+    "report to nowhere": other("report", "one", "--out=no/x", says=["--out = 'no/x'", "no folder"], setup=busy),
+    "report to a folder": other("report", "one", "--out=runs", says=["--out = 'runs'", "is a folder"], setup=busy),
+    "report of two formats": other(
+        "report", "one", "--format=md", "--format=json", says=["--format: is given twice"], setup=busy
+    ),
+    "report of a tracker": other(
+        "report", "one", "--tracking-uri=x", says=["--tracking-uri = 'x'", "no effect without --verify"], setup=busy
+    ),
+    "report of a key": other("report", "one", "--train.lr=3", says=["--train.lr", "no keys of an experiment"]),
+    "verify into a file": other("report", "one", "--verify", "--out=x", says=["no effect with --verify"], setup=busy),
+    "verify an odd address": other(
+        "report", "one", "--verify", "--tracking-uri=ftp://x", says=["'ftp://x'", "http://HOST:5000"], setup=busy
+    ),
     "no verb": other("--x", says=["--x", "unknown argument"]),
 }
 

@@ -416,10 +416,11 @@ class TestKeep:
         self, study: Path, tracker: Callable[..., Tracker], client: MlflowClient
     ) -> None:
         (study / "result.json").write_text("{}")
+        (study / "report.html").write_text("<!doctype html>")
         end(study, COMPLETE)
         assert tracker().close()
         (logged,) = runs_of(client, study)
-        assert files(client, logged) == ["experiment.yaml", "result.json"]
+        assert files(client, logged) == ["experiment.yaml", "report.html", "result.json"]
 
 
 class TestRegistry:

@@ -15,6 +15,8 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
+import akd
+from akd import cli
 from akd import folder as run_folder
 from akd.data import DataConfig, load, split
 from akd.metrics import evaluate
@@ -157,7 +159,7 @@ def test_mlflow_has_a_parent_and_a_child_for_every_run(study: Path, client: Mlfl
         if run.info.run_id != parent:
             assert run.data.tags["mlflow.parentRunId"] == parent
         assert len(run.data.metrics) < 30
-    assert {a.path for a in client.list_artifacts(parent)} >= {"experiment.yaml", "result.json"}
+    assert {a.path for a in client.list_artifacts(parent)} >= {"experiment.yaml", "result.json", "report.html"}
 
 
 def test_mlflow_trials_hold_parameters_curves_tags_and_students(study: Path, client: MlflowClient) -> None:
@@ -191,7 +193,14 @@ def test_champion_is_registered_under_its_alias(study: Path, client: MlflowClien
 
 def test_output_names_what_a_user_needs_next(study: Path, output: str) -> None:
     assert all(len(line) <= 100 for line in output.splitlines())
-    for text in ("winner: kd, resnet8", "student alone", "plain KD", "akd ui first", "runs/first/champion/student"):
+    for text in (
+        "winner: kd, resnet8",
+        "student alone",
+        "plain KD",
+        "akd ui first",
+        "runs/first/champion/student",
+        "runs/first/report.html",
+    ):
         assert text in output
     assert "Traceback" not in output
     assert "Warning" not in output
@@ -201,6 +210,21 @@ def test_warm_workers_start_the_next_trial_quickly(study: Path) -> None:
     costs = program.read(study / "result.json")["start_cost_s"]
     assert 0 < costs["median"] <= costs["largest"]
     assert math.isfinite(costs["largest"])
+
+
+def test_report_tells_the_result_and_is_what_mlflow_shows(study: Path, client: MlflowClient, tmp_path: Path) -> None:
+    result, page = program.read(study / "result.json"), (study / "report.html").read_text(encoding="utf-8")
+    assert f"Trial {result['best_trial']['number']} of 3 won: kd with" in page
+    assert f"{100 * result['champion']['test']['mean']:.2f} ±" in page
+    assert f"akd {akd.__version__}, Python" in page
+    assert str(study) not in page
+    logged = client.download_artifacts(result["mlflow"]["run_id"], "report.html", str(tmp_path))
+    assert Path(logged).read_text(encoding="utf-8") == page
+
+
+def test_folders_optuna_and_mlflow_agree(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", "first", "--output", str(study.parent), "--verify"]) == 0
+    assert "verified: folders, Optuna and MLflow agree" in capsys.readouterr().out
 
 
 def test_second_search_finds_the_teacher(study: Path) -> None:

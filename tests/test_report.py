@@ -1,0 +1,427 @@
+"""``akd report``: what it tells is what the folders hold, and the page needs nobody and harms nobody."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+import socket
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import made_study
+import pyarrow.parquet as pq
+import pytest
+import ray
+from scipy import stats
+
+from akd import cli, facts, figures, formats, page
+from akd import study as searches
+from akd.facts import Correlation, gather
+from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING, Run
+from akd.result import StudyResult
+from akd.searcher import ranking
+from akd.summary import closing_lines
+from akd.terminal import Display
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_study.make(tmp_path_factory.mktemp("runs") / "v", made_study.VIEWS, 16)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a space with choices, lists among them, that not every trial has; without views."""
+    return made_study.make(tmp_path_factory.mktemp("runs") / "p", made_study.KD, 12)
+
+
+@pytest.fixture(scope="module")
+def going(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search that has not ended; its last trial is half way, and the journal's last line half written."""
+    study = made_study.make(tmp_path_factory.mktemp("runs") / "g", made_study.KD, 4, ended=False)
+    run = Run.read(study / "trials" / "00003")
+    assert run is not None
+    run.state, run.ended = RUNNING, None
+    run.write(study / "trials" / "00003")
+    with open(study / "optuna.log", "a", encoding="utf-8") as file:
+        file.write('{"op_code": 7, "wor')
+    return study
+
+
+class Reader(HTMLParser):
+    """Every tag is closed in its order; what the page would load or run is noted."""
+
+    VOID = ("meta", "br", "circle", "line", "rect", "path", "polyline")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.ids: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.ids += [v for k, v in attrs if k == "id" and v]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    reader.close()
+    assert reader.open == []
+    assert len(reader.ids) == len(set(reader.ids))
+    return reader
+
+
+def harmless(html: str) -> Reader:
+    """A page that loads nothing and runs nothing."""
+    reader = read(html)
+    assert not {"script", "link", "img", "iframe", "object", "embed", "form", "base", "a"} & set(reader.tags)
+    names = {name for name, _ in reader.attributes}
+    assert not {"src", "href", "srcset", "action"} & names
+    assert not [name for name in names if name.startswith("on")]
+    assert "@import" not in html
+    assert all(target.startswith("#") for target in re.findall(r"url\((.*?)\)", html))
+    assert "http" not in html.replace("http-equiv", "")
+    return reader
+
+
+def pictures(html: str) -> dict[str, ET.Element]:
+    found = {}
+    for svg in re.findall(r"<svg .*?</svg>", html, re.DOTALL):
+        root = ET.fromstring(svg)
+        found[str(root[0].text)] = root
+        assert root[0].tag == "title"
+        assert root[1].tag == "desc"
+        assert "nan" not in svg
+    return found
+
+
+class TestPage:
+    def test_of_a_study_with_views(self, views: Path) -> None:
+        html = page.build(gather(views))
+        reader = harmless(html)
+        assert {
+            "Test accuracy of winner and controls",
+            "Gain of the winner over each control",
+            "Learning curves",
+            "Optimisation history",
+            "Importance of parameters",
+            "Parallel coordinates",
+            "Angles",
+            "Gate",
+            "Diversity against accuracy",
+        } <= set(pictures(html))
+        text = " ".join(" ".join(reader.words).split())
+        result = StudyResult.read(views)
+        assert result is not None
+        for words in (
+            "Which settings of angular_kd over kd make the best student of a resnet8, taught by a wrn_16_1 on digits?",
+            f"Trial {result.best_trial['number']} of 16 won: angular_kd over kd",
+            f"{100 * result.champion['test']['mean']:.2f} ±",
+            "beat",
+            "0123456789abcdef",
+            "akd search experiment.yaml --name v-again",
+            "2,304 instead of 11,304 (80 % saved by keeping its outputs)",
+            "rung: epoch 3",
+        ):
+            assert words in text, words
+        assert "/tmp" not in html  # no path of this machine
+        assert str(views) not in html
+
+    def test_of_a_study_without_views(self, plain: Path) -> None:
+        html = page.build(gather(plain))
+        harmless(html)
+        assert "Views" not in html
+        assert "Angles" not in pictures(html)
+        # A list among the choices, and a parameter that not every trial has.
+        assert "[3, 6]" in html
+
+    def test_of_a_search_that_goes_on(self, going: Path) -> None:
+        found = gather(going)
+        text = " ".join(harmless(page.build(found)).words)
+        assert "The search has not ended: 3 of 8 trials have" in text
+        assert "Nothing is known of test images" in text
+        assert found.finals == []
+        assert "Left out: 3 trials say nothing about it" in text
+        assert "not ended" in text
+
+    def test_of_a_search_that_has_only_begun(self, tmp_path: Path) -> None:
+        study = made_study.make(tmp_path / "b", made_study.KD, 0, ended=False)
+        (study / "optuna.log").unlink()
+        text = " ".join(harmless(page.build(gather(study))).words)
+        assert "No trial has finished or been stopped yet." in text
+
+    def test_of_a_search_that_failed(self, tmp_path: Path) -> None:
+        study = made_study.make(tmp_path / "f", made_study.KD, 0, ended=False)
+        own = Run.read(study)
+        assert own is not None
+        own.end(study, FAILED, "no trial finished: 3 x out of memory")
+        text = " ".join(harmless(page.build(gather(study))).words)
+        assert "The search has failed: no trial finished: 3 x out of memory." in text
+
+    def test_of_one_trial_and_one_seed(self, tmp_path: Path) -> None:
+        tree = made_study.VIEWS | {"search": {"trials": 1, "champion_seeds": 1, "scheduler": "none"}}
+        found = gather(made_study.make(tmp_path / "o", tree, 1))
+        text = " ".join(harmless(page.build(found)).words)
+        assert "One seed gives no interval." in text
+        assert "No trial is stopped early." in text
+        assert found.rungs == []
+
+    def test_of_one_epoch(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(made_study, "EPOCHS", 1)
+        tree = made_study.KD | {"train": {"epochs": 1}, "search": {"trials": 2, "champion_seeds": 1}}
+        harmless(page.build(gather(made_study.make(tmp_path / "e", tree, 2))))
+
+    def test_hostile_texts_are_shown_and_do_nothing(self, tmp_path: Path) -> None:
+        study = made_study.make(tmp_path / "h", made_study.KD, 8)
+        evil = "`</td><script>alert('x')</script><img src=http://x onerror=alert(1)> & co"
+        run = Run.read(study / "trials" / "00006")
+        assert run is not None
+        run.reason = evil
+        run.write(study / "trials" / "00006")
+        own = Run.read(study)
+        assert own is not None
+        own.tags["versions"] = evil
+        own.write(study)
+        html = page.build(gather(study))
+        reader = read(html)
+        assert not {"script", "img"} & set(reader.tags)
+        assert evil in "".join(reader.words)
+        told = formats.markdown(gather(study))
+        assert "<script>" not in told.replace("\\<script\\>", "")
+
+    def test_colours_are_never_alone(self, views: Path) -> None:
+        root = pictures(page.build(gather(views)))["Optimisation history"]
+        drawn = {item.attrib.get("class"): item.tag for item in root.iter() if item.attrib.get("class")}
+        assert drawn["disc"] == "circle"
+        assert drawn["triangle"] == drawn["diamond"] == drawn["cross"] == "path"
+        tips = [t.text or "" for t in root.iter("title")][1:]
+        assert any("stopped after epoch 3" in t for t in tips)
+        assert any("failed" in t for t in tips)
+
+    def test_light_dark_narrow_and_paper(self, plain: Path) -> None:
+        html = page.build(gather(plain))
+        for words in ("prefers-color-scheme: dark", "@media print", "width=device-width", 'lang="en"', "default-src"):
+            assert words in html
+
+    def test_two_thousand_trials(self, tmp_path: Path) -> None:
+        study = made_study.make(tmp_path / "m", made_study.KD, 8)
+        found = gather(study)
+        many = [t for _ in range(250) for t in found.trials]
+        trials = [replace(t, number=k, name=f"trial {k}") for k, t in enumerate(many)]
+        large = replace(found, trials=trials, best=3)
+        began = time.process_time()
+        html = page.build(large)
+        assert time.process_time() - began < 10
+        assert len(html) < 4_000_000
+        assert "200 of 2000 trials are drawn" in html or "201 of 2000 trials are drawn" in html
+        harmless(html)
+
+
+class TestFacts:
+    def test_trials_are_those_of_the_folders(self, plain: Path) -> None:
+        found = gather(plain)
+        assert [t.number for t in found.trials] == list(range(12))
+        assert found.best == ranking(plain)[0][0].number
+        assert found.counts() == {COMPLETE: 7, PRUNED: 4, "FAILED": 1}
+        assert found.rungs == [3, 9]
+        assert [a.key for a in found.axes] == list(made_study.SPACE)
+        assert found.axes[3].choices == ("[3, 6]", "[6, 8]")
+
+    def test_finals_and_gains_are_those_of_the_result(self, plain: Path) -> None:
+        found, result = gather(plain), StudyResult.read(plain)
+        assert result is not None
+        assert [f.words for f in found.finals] == ["winner", "student alone", "plain KD"]
+        for f in found.finals:
+            values = list(f.accuracy.values())
+            wanted = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+            assert (f.low, f.high) == pytest.approx((wanted.low, wanted.high))
+        assert [g["mean"] for g in found.gains] == [g.mean for g in result.gain.values()]
+
+    def test_cost(self, plain: Path) -> None:
+        cost = gather(plain).cost
+        assert cost["pruned_share"] == pytest.approx(4 / 11)
+        # Four of eleven trials ended after three epochs of nine; the failed one counts for nothing.
+        assert cost["epochs_saved_share"] == pytest.approx(1 - (7 * 9 + 4 * 3) / (11 * 9))
+
+    def test_what_matters_is_most_important(self, tmp_path: Path) -> None:
+        space = {k: v for k, v in made_study.SPACE.items() if k in ("train.lr", "method.host.weight")}
+        tree = made_study.KD | {"space": space}
+        found = gather(made_study.make(tmp_path / "i", tree, 45))
+        assert next(iter(found.importance)) == "train.lr"  # the made accuracy depends on nothing else
+        assert sum(found.importance.values()) == pytest.approx(1)
+        assert "A hint only" not in found.importance_note
+        assert figures.chosen(found)[0].key == "train.lr"
+        assert "A hint only" in gather(made_study.make(tmp_path / "j", tree, 12)).importance_note
+
+    def test_rank_correlation_against_its_definition(self) -> None:
+        draw = random.Random(3)
+        pairs = [(x, x + draw.gauss(0, 0.5)) for x in (draw.random() for _ in range(20))]
+        r, low, high = facts._spearman(pairs)
+        assert r == pytest.approx(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
+        assert low is not None
+        assert high is not None
+        half = 1.959964 * math.sqrt((1 + r * r / 2) / 17)
+        assert (math.atanh(low), math.atanh(high)) == pytest.approx((math.atanh(r) - half, math.atanh(r) + half))
+
+    def test_the_interval_holds_the_truth_about_as_often_as_it_says(self) -> None:
+        draw, inside = random.Random(1), 0
+        for _ in range(400):
+            _, low, high = facts._spearman([(draw.random(), draw.random()) for _ in range(15)])
+            assert low is not None
+            assert high is not None
+            inside += low <= 0 <= high
+        assert 0.91 < inside / 400 < 0.99
+
+    @pytest.mark.parametrize(
+        ("pairs", "words"),
+        [
+            ([(1.0, 2.0)] * 4, "too few"),
+            ([(1.0, float(k)) for k in range(6)], "all the same"),
+            ([(float(k), float(k)) for k in range(6)], "higher goes with more accurate students"),
+            ([(float(k), -float(k)) for k in range(6)], "lower goes with more accurate students"),
+            ([(float(k), float(v)) for k, v in enumerate((1, 3, 0, 2, 1.5))], "no clear relation"),
+        ],
+    )
+    def test_a_correlation_in_words(self, pairs: list[tuple[float, float]], words: str) -> None:
+        assert words in Correlation("k", "w", len(pairs), *facts._spearman(pairs)).verdict()
+
+    def test_reading_changes_nothing(self, going: Path) -> None:
+        before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in going.rglob("*")}
+        gather(going)
+        assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in going.rglob("*")} == before
+
+
+class TestFormats:
+    def test_json_is_strict_and_whole(self, views: Path) -> None:
+        def never(word: str) -> float:
+            raise AssertionError(word)
+
+        kept = json.loads(formats.as_json(gather(views)), parse_constant=never)
+        assert len(kept["trials"]) == 16
+        assert kept["best"] == ranking(views)[0][0].number
+        assert len(kept["correlations"]) == 4
+
+    def test_markdown(self, views: Path) -> None:
+        told = formats.markdown(gather(views))
+        rows = [line for line in told.splitlines() if line.startswith("| ")]
+        assert sum("| stopped early |" in row for row in rows) == 5
+        assert "## Views" in told
+        for block in re.findall(r"(?:^\|.*\n)+", told, re.MULTILINE):
+            widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+            assert len(widths) == 1
+
+    def test_table_of_trials_has_every_value_in_its_column(self, plain: Path) -> None:
+        found = gather(plain)
+        head, rows = page.trial_rows(found)
+        by_number = {t.number: t for t in found.trials}
+        assert len(rows) == 14
+        assert rows[0][0] == str(found.best)
+        for row in (dict(zip(head, r, strict=True)) for r in rows[:12]):
+            trial = by_number[int(row["trial"])]
+            assert float(row["accuracy (%)"]) == pytest.approx(100 * (trial.accuracy or 0), abs=0.006)
+            assert row["state"].partition(",")[0].partition(":")[0] == page.STATE_WORDS[trial.state]
+            assert int(row["epochs"]) == trial.epochs
+            assert row["at epoch 3"] == ("" if trial.epochs < 3 else f"{100 * dict(trial.curve)[3]:.2f}")
+            assert float(row["lr"]) == pytest.approx(trial.parameters["train.lr"], rel=0.01)
+            assert row["decay_epochs"] == str(trial.parameters.get("train.decay_epochs", ""))
+
+    def test_parquet(self, plain: Path, tmp_path: Path) -> None:
+        table = pq.read_table(formats.write(plain, tmp_path / "t.parquet", "parquet")).to_pylist()
+        assert len(table) == 14
+        for row in table[:12]:
+            run = Run.read(plain / "trials" / f"{row['number']:05d}")
+            assert run is not None
+            assert row["train.lr"] == run.parameters["train.lr"]
+            assert row["state"] == run.state
+            assert len(row["curve_epochs"]) == row["epochs"]
+            lists = run.parameters.get("train.decay_epochs")
+            assert row["train.decay_epochs"] == (None if lists is None else json.dumps(lists))
+        assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+    @pytest.mark.parametrize("form", ["html", "md", "json", "parquet"])
+    def test_command(
+        self,
+        form: str,
+        plain: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def nobody(*arguments: object) -> None:
+            raise AssertionError("a report asks nobody")
+
+        monkeypatch.setattr(socket.socket, "connect", nobody)
+        out = tmp_path / f"x.{form}"
+        assert cli.main(["report", "p", "--output", str(plain.parent), "--format", form, "--out", str(out)]) == 0
+        assert capsys.readouterr().out.strip() == str(out)
+        assert out.stat().st_size > 1000
+        assert not ray.is_initialized()
+
+    def test_command_without_flags(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        study = made_study.make(tmp_path / "runs" / "w", made_study.KD, 3)
+        assert cli.main(["report", "w", "--output", str(study.parent)]) == 0
+        assert (study / "report.html").is_file()
+        assert capsys.readouterr().out.strip().endswith("w/report.html")
+
+    def test_damaged_study(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        study = made_study.make(tmp_path / "runs" / "w", made_study.KD, 3)
+        (study / "trials" / "00001" / "run.json").write_text("{", encoding="utf-8")
+        assert cli.main(["report", "w", "--output", str(study.parent)]) == 1
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+class TestEndOfASearch:
+    def ended(self, folder: Path) -> tuple[searches._Study, list[str]]:
+        """A search at its end, and what it says."""
+        said: list[str] = []
+        one = object.__new__(searches._Study)
+        one.folder = folder
+        one.display = cast(Display, SimpleNamespace(say=lambda line, style: said.append(line)))
+        return one, said
+
+    def test_leaves_its_report(self, tmp_path: Path) -> None:
+        one, said = self.ended(made_study.make(tmp_path / "s", made_study.KD, 3))
+        one._report()
+        assert said == []
+        harmless((tmp_path / "s" / "report.html").read_text(encoding="utf-8"))
+        result = StudyResult.read(tmp_path / "s")
+        assert result is not None
+        assert [line for line in closing_lines(result, "akd ui s") if line.startswith("report    ")]
+
+    @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ZeroDivisionError("a chart")])
+    def test_goes_on_without_a_report(self, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fails(*arguments: object) -> None:
+            raise error
+
+        one, said = self.ended(made_study.make(tmp_path / "s", made_study.KD, 3))
+        monkeypatch.setattr(page, "build", fails)
+        one._report()
+        assert len(said) == 1
+        assert said[0].startswith("the report could not be made: ")
+        result = StudyResult.read(tmp_path / "s")
+        assert result is not None
+        assert not [line for line in closing_lines(result, "akd ui s") if line.startswith("report    ")]
