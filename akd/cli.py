@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from akd import __version__, evaluate_verb, report
+from akd import __version__, evaluate_verb
 from akd.errors import AkdError, ExperimentError, Interrupted, near
 from akd.flags import FLAGS as _FLAGS
 from akd.flags import RUN_FLAGS as _RUN_FLAGS
 from akd.flags import TEACHER_FLAGS as _TEACHER_FLAGS
 from akd.flags import resumed, unknown
+from akd.report import command as report
 
 _DOTTED = "Any key of an experiment can be set as --dotted.key VALUE, for example --train.lr 0.1."
 

@@ -393,7 +393,7 @@ class _Study:
 
     def _report(self) -> None:
         """Write ``report.html``; a search is not lost because its page cannot be made."""
-        from akd import formats
+        from akd.report import formats
 
         try:
             formats.write(self.folder)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from akd import charts
-from akd.charts import Curve, Mark, Scale
+from akd.report import charts
+from akd.report.charts import Curve, Mark, Scale
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "</title><script>alert(1)</script>\"&'"

@@ -21,10 +21,11 @@ import pytest
 import ray
 from scipy import stats
 
-from akd import cli, facts, figures, formats, page
+from akd import cli
 from akd import study as searches
-from akd.facts import Correlation, gather
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING, Run
+from akd.report import facts, figures, formats, page
+from akd.report.facts import Correlation, gather
 from akd.result import StudyResult
 from akd.searcher import ranking
 from akd.summary import closing_lines

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from akd import checkpoint, page
-from akd.facts import Facts, gather
+from akd import checkpoint
+from akd.report import page
+from akd.report.facts import Facts, gather
 
 
 def write(study: Path, out: Path | None = None, form: str = "html") -> Path:

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     if args.verify:
         _verify(study, tracked_at(study, args.tracking_uri))
         return
-    from akd import formats
+    from akd.report import formats
     from akd.summary import shown_path
 
     form, out = args.format or "html", Path(args.out).expanduser().absolute() if args.out else None
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _verify(study: Path, uri: str) -> None:
-    from akd import verify
+    from akd.report import verify
 
     checks = verify.verify(study, uri)
     for check in checks:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from akd import charts
-from akd.charts import Curve, Mark, Scale
 from akd.errors import many
-from akd.facts import VIEW_WORDS, Axis, Facts, Trial
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING
+from akd.report import charts
+from akd.report.charts import Curve, Mark, Scale
+from akd.report.facts import VIEW_WORDS, Axis, Facts, Trial
 from akd.terminal import show_value
 
 #: More curves than these hide each other, and make the page heavy.

@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from akd import figures
-from akd.charts import STYLE
 from akd.errors import many
-from akd.facts import VIEW_WORDS, Facts, Trial
-from akd.figures import Figure
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING
+from akd.report import figures
+from akd.report.charts import STYLE
+from akd.report.facts import VIEW_WORDS, Facts, Trial
+from akd.report.figures import Figure
 from akd.terminal import percent, show_value
 
 STATE_WORDS = {COMPLETE: "finished", PRUNED: "stopped early", FAILED: "failed", RUNNING: "not ended"}
