@@ -169,7 +169,8 @@ class Node:
         libraries = sysconfig.get_paths()["purelib"]
         borrow = (
             f"cd ~/akd-env && echo {libraries} > lib/python3.{sys.version_info[1]}/site-packages/borrowed.pth"
-            f' && sed "1s|.*|#!$PWD/bin/python|" {sys.prefix}/bin/ray > bin/ray && chmod 755 bin/ray'
+            f' && for p in ray mlflow; do sed "1s|.*|#!$PWD/bin/python|" {sys.prefix}/bin/$p > bin/$p; done'
+            " && chmod 755 bin/ray bin/mlflow"
         )
         cluster["setup_commands"] = [
             make.replace("python3 ", f"{sys.executable} "), borrow, f"{install} --no-deps", *rest,

@@ -10,11 +10,14 @@ import os
 import pty
 import select
 import time
+import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import node as machines
 import program
 import pytest
+import yaml
 from node import CHECKOUT, Node
 
 pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(400)]
@@ -91,6 +94,17 @@ def test_arguments_with_spaces_need_quotes_of_their_own(node: Node, up: str) -> 
     assert "Traceback" not in output
 
 
+def test_a_file_of_ones_own_is_sent_and_found(node: Node, up: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(program.SMALL, encoding="utf-8")
+    code, output = node.ray("rsync-up", up, str(tmp_path / "mine.yaml"), "~/mine.yaml")
+    assert code == 0, output
+    code, output = node.ray("submit", up, TUNE, "--", "mine.yaml", "--dry-run")
+    assert code == 0, output
+    code, output = node.ray("rsync-down", up, "~/runs/first/", str(tmp_path / "first"))
+    assert code == 0, output
+    assert (tmp_path / "first" / "champion" / "student.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -125,11 +139,30 @@ def test_ctrl_c_ends_the_search_which_goes_on_when_told(node: Node, up: str) -> 
     assert (node.home / "runs" / "second" / "result.json").exists()
 
 
+def test_mlflow_as_on_the_head_of_aws(node: Node, up: str) -> None:
+    """Its commands in ``aws.yaml`` start it, on loopback, and leave it running; here with a folder for the bucket."""
+    cluster = yaml.safe_load((CHECKOUT / "clusters" / "aws.yaml").read_text(encoding="utf-8"))
+    port = str(machines.free_port())
+    (wait,) = [c for c in cluster["head_setup_commands"] if "cat > ~/.akd-mlflow" in c]
+    (start,) = [c for c in cluster["head_start_ray_commands"] if "mlflow server" in c]
+    for command in (wait, start, start):
+        assert "5000" in command
+        code, output = node.ray("exec", up, command.replace("5000", port).replace("s3://$AKD_BUCKET", "$HOME"))
+        assert code == 0, output
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
+        assert answer.status == 200
+    servers = [pid for pid in node.processes() if b"mlflow" in (Path("/proc") / str(pid) / "cmdline").read_bytes()]
+    addresses = {address for address, _ in program.listening(servers)}
+    assert addresses
+    assert addresses <= program.LOOPBACK
+
+
 def test_down(node: Node, up: str) -> None:
     code, output = node.ray("down", "-y", up)
     assert code == 0, output
     assert "No nodes remaining" in output
-    assert [c for c in node.commands() if "ray" in c and "sshd" not in c] == []
+    left = [c for c in node.commands() if "gcs_server" in c or "raylet" in c or c.startswith("ray::")]
+    assert left == []
     assert (node.home / "runs" / "first" / "result.json").exists()
 
 
