@@ -27,7 +27,7 @@ CHECKOUT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
 _SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 _ROOT = os.geteuid() == 0
-_APART = ["unshare", *([] if _ROOT else ["--user", "--map-current-user"]), "--mount", "--pid", "--fork"]
+_APART = ["unshare", *([] if _ROOT else ["--user", "--map-current-user", "--keep-caps"]), "--mount", "--pid", "--fork"]
 _APART += ["--kill-child", "--mount-proc"]
 
 _SETTINGS = """\
@@ -85,6 +85,7 @@ class Node:
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
             "HOME": str(folder / "client"),
             "RAY_TMPDIR": str(folder / "client"),
+            "TMPDIR": str(folder / "client"),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         self.process = self._start()
@@ -94,6 +95,9 @@ class Node:
         steps = [f"mount --bind {shlex.quote(str(self.folder / 'ray'))} /tmp/ray"]
         if _ROOT:  # the server's empty folder
             steps += ["mount -t tmpfs tmpfs /run", "mkdir -m 755 /run/sshd"]
+        else:  # the server would give terminals to the group tty, which is not known in the namespace
+            groups = shlex.quote(str(self.folder / "group"))
+            steps += [f"sed /^tty:/d /etc/group > {groups}", f"mount --bind {groups} /etc/group"]
         steps += [f"exec {_SSHD} -D -e -f {shlex.quote(str(self.folder / 'sshd_config'))}"]
         with open(self.folder / "sshd.txt", "wb") as log:
             process = subprocess.Popen(

@@ -183,5 +183,10 @@ def test_the_policies_allow_little_more(cloud: Cloud) -> None:
             # Without limits only what reads.
             if statement["Resource"] == "*":
                 assert all(a.startswith("ec2:Describe") for a in actions([statement])), name
+            limits = statement.get("Condition", {}).get("StringEquals", {})
+            named = {value for key, value in limits.items() if key.endswith("/ray-cluster-name")}
+            assert named <= {cloud.config["cluster_name"]}, name
+            if "ec2:TerminateInstances" in actions([statement]):
+                assert named, name
             if statement["Action"] == "iam:PassRole":
                 assert statement["Condition"] == {"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}}

@@ -157,13 +157,25 @@ def test_mlflow_as_on_the_head_of_aws(node: Node, up: str) -> None:
     assert addresses <= program.LOOPBACK
 
 
+def test_a_ray_that_is_gone_is_one_line_too_and_comes_back(node: Node, up: str) -> None:
+    code, output = node.ray("exec", up, "ray stop")
+    assert code == 0, output
+    code, output = node.ray("submit", up, TUNE, "--", "quickstart")
+    assert code == 1
+    assert "akd: ray-address = 'auto': no Ray answers there" in output
+    assert "Traceback" not in output
+    code, output = node.ray("up", "-y", up)
+    assert code == 0, output
+    assert sum("gcs_server" in c for c in node.commands()) == 1
+
+
 def test_down(node: Node, up: str) -> None:
     code, output = node.ray("down", "-y", up)
     assert code == 0, output
     assert "No nodes remaining" in output
     left = [c for c in node.commands() if "gcs_server" in c or "raylet" in c or c.startswith("ray::")]
     assert left == []
-    assert (node.home / "runs" / "first" / "result.json").exists()
+    assert (node.home / "akd-src" / "akd").is_dir()  # files stay
 
 
 def _interrupted(node: Node, arguments: list[str], ready: object) -> tuple[int, str]:
