@@ -65,7 +65,12 @@ def test_the_node_is_ready_and_closed_to_others(node: Node, up: str) -> None:
     assert addresses <= program.LOOPBACK
     # Who has no token is turned away.
     code, output = node.ray("exec", up, "RAY_AUTH_TOKEN=0123456789abcdef0123456789abcdef ray list nodes")
-    assert code != 0
+    assert code == 1
+    assert "InvalidAuthToken" in output
+    code, output = node.ray("exec", up, "RAY_AUTH_TOKEN_PATH=/nowhere python ~/akd-src/akd/tune.py quickstart")
+    assert code == 1
+    assert "akd: ray-address = 'auto': asks for its token: " in output
+    assert "Traceback" not in output
     code, output = node.ray("exec", up, "ray list nodes && python -c 'import akd; print(akd.__file__)'")
     assert code == 0, output
     assert "Total: 1" in output
