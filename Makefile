@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help search ui test test-long bench check setup setup-dev clean
+.PHONY: help search ui test test-long test-clusters bench check setup setup-dev clean
 
 help:
 	@echo "make search     set up, search on the bundled digits, print the winner (ARGS='--trials 20' for more)"
 	@echo "make ui         open MLflow on loopback at the newest study"
 	@echo "make test       set up, check the code, run the tests"
 	@echo "make test-long  the tests that take minutes"
+	@echo "make test-clusters  the cluster files, with a real 'ray up', 'ray submit', 'ray down' over ssh on loopback"
 	@echo "make bench      speed and memory on this machine: steps, loops, trials, a search"
 	@echo "make clean      remove the environment (runs/ stays)"
 
@@ -25,6 +26,9 @@ test: check
 
 test-long: setup-dev
 	$(BIN)/python -m pytest -m long
+
+test-clusters: setup-dev
+	$(BIN)/python -m pytest -m 'long or not long' -rs tests/clusters
 
 bench: setup
 	$(BIN)/python tests/benchmarks/bench.py $(ARGS)

@@ -114,6 +114,9 @@ def connect(address: str | None) -> bool:
             raise ExperimentError(
                 f"no Ray answers there: {str(error).splitlines()[0]}", key="ray-address", value=address
             ) from None
+        except ray.exceptions.AuthenticationError as error:
+            problem = f"asks for its token: {str(error).splitlines()[0].partition('. ')[0]}"
+            raise ExperimentError(problem, key="ray-address", value=address) from None
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler of SIGTERM ends the process with a stack trace.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))

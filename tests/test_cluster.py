@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from unittest import mock
+
 import pytest
 
 from akd import cluster
@@ -177,3 +180,13 @@ def test_a_study_that_goes_on_takes_fewer_trials_at_a_time(monkeypatch: pytest.M
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster, "machine", lambda: node(2))
     cluster.check(SearchConfig(concurrent=8), None, [64], fewer=True)
+
+
+def test_a_ray_that_wants_another_token_is_one_line() -> None:
+    import ray
+
+    refused = ray.exceptions.AuthenticationError("No token. Ensure that there is one.\nMore.")
+    init = mock.patch.object(ray, "init", side_effect=refused)
+    with mock.patch.dict(os.environ), init, pytest.raises(ExperimentError) as caught:
+        cluster.connect("192.0.2.1:6379")
+    assert str(caught.value) == "ray-address = '192.0.2.1:6379': asks for its token: No token"
