@@ -447,7 +447,8 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _terminated(number: int, frame: Any) -> NoReturn:
-    """SIGTERM, which batch systems and `timeout` send: as Ctrl-C, so that state is kept and the way on is printed."""
+    """SIGTERM, which batch systems and `timeout` send, or SIGHUP of a lost connection: as Ctrl-C, so that everything
+    ends in order and the way on is printed."""
     raise KeyboardInterrupt
 
 
@@ -459,6 +460,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(signal.SIGHUP, _terminated)
     try:
         _run(sys.argv[1:] if arguments is None else arguments)
         return 0

@@ -42,12 +42,15 @@ class _Events(Callback):
 
 @contextmanager
 def _graceful(close: Callable[[], None]) -> Iterator[threading.Event]:
-    """Within the block the first SIGINT or SIGTERM ends Tune in order; a second SIGINT ends the program."""
+    """Within the block the first SIGINT, SIGTERM or SIGHUP ends Tune in order; a second one ends the program."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    watched = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup
+        watched.remove(signal.SIGHUP)
+    before = {s: signal.getsignal(s) for s in (*watched, signal.SIGUSR1)}
 
     def handler(number: int, frame: Any) -> None:
         if asked.is_set():
@@ -58,8 +61,8 @@ def _graceful(close: Callable[[], None]) -> Iterator[threading.Event]:
         signal.raise_signal(signal.SIGUSR1)
 
     signal.signal(signal.SIGUSR1, lambda number, frame: None)
-    signal.signal(signal.SIGINT, handler)
-    signal.signal(signal.SIGTERM, handler)
+    for number in watched:
+        signal.signal(number, handler)
     try:
         yield asked
     finally:

@@ -90,7 +90,8 @@ def test_ctrl_c_keeps_the_state_and_names_the_command(tmp_path: Path) -> None:
 
 
 def test_a_terminated_single_run_says_how_to_go_on(tmp_path: Path) -> None:
-    """SIGTERM, as batch systems send it: while the teacher is trained, and later while the student is."""
+    """SIGTERM, as batch systems send it, while the teacher is trained; SIGHUP of a lost connection while the student
+    is."""
     arguments = [
         "train",
         "small.yaml",
@@ -103,11 +104,12 @@ def test_a_terminated_single_run_says_how_to_go_on(tmp_path: Path) -> None:
         "--teacher.train.epochs",
         "6",
     ]
-    for history in ("runs/teachers/*/history.jsonl", "runs/s/history.jsonl"):
+    moments = {signal.SIGTERM: "runs/teachers/*/history.jsonl", signal.SIGHUP: "runs/s/history.jsonl"}
+    for number, history in moments.items():
         process = program.start(arguments, tmp_path)
         try:
             program.wait_for(lambda history=history: list(tmp_path.glob(history)))
-            os.kill(process.pid, signal.SIGTERM)
+            os.kill(process.pid, number)
             assert process.wait(60) == 130
         finally:
             program.kill_group(process)
