@@ -168,8 +168,12 @@ def _new_folder(output: Path, name: str) -> Path:
     # A process killed in its first moment leaves a folder without a run: nothing to go on with, nothing to lose.
     left = folder.is_dir() and all(p.name == "experiment.yaml" or p.name.startswith(".") for p in folder.iterdir())
     if folder.exists() and not left:
+        run = None
+        with contextlib.suppress(ValueError, TypeError):  # damaged: the command says so
+            run = Run.read(folder)
+        verb = "search" if run is None or run.kind == "study" else "train"
         raise ExperimentError(
-            f"exists already in {output}; go on with 'akd search --resume {name}' or choose another --name",
+            f"exists already in {output}; go on with 'akd {verb} --resume {name}' or choose another --name",
             key="name",
             value=name,
         )

@@ -183,13 +183,20 @@ def cache(
         teacher = provide(session, full, data, Path(output).absolute(), display, None)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fill-", dir=folder) as work:
-            _fill(session, shared, teacher, folder, Path(work), number, display)
+            keys = _fill(session, shared, teacher, folder, Path(work), number, display)
+    left = min((len(list((folder / key).glob("[0-9]*"))) for key in keys), default=number)
+    if left < number:
+        budget = full.teacher.cache.budget
+        display.say(
+            f"only {left} of them had room within teacher.cache.budget ({budget}): give more, or fewer --passes"
+        )
     return shared
 
 
 def _fill(
     session: Session | Here, shared: Sharing, teacher: Teacher, folder: Path, work: Path, passes: int, display: Display
-) -> None:
+) -> set[str]:
+    """The keys under which outputs are kept."""
     keep = tuple(sorted(shared.keep))
     jobs = []
     for number, experiment in enumerate(shared.views):
@@ -207,10 +214,11 @@ def _fill(
         session.carry(jobs, session.team(shared.views[0].train.batch_size), on_epoch=on_epoch)
     keys = {key for job in jobs if (noted := kept_keys(Path(job.folder))) for key in noted["keys"]}
     size = sum(size_of(folder / key) for key in keys)
+    asked = f"{', '.join(keep)} of {passes} pass{'es' * (passes != 1)}"
     display.say(
-        f"run on {made[0]:,.0f} images; {', '.join(keep)} of {passes} passes in {shown_path(folder)}: "
-        f"{size / 1e6:.1f} MB under {len(keys)} key{'s' * (len(keys) > 1)}"
+        f"run on {made[0]:,.0f} images; {asked} in {shown_path(folder)}: {size / 1e6:.1f} MB under {many(len(keys), 'key')}"
     )
+    return keys
 
 
 def _check(full: Experiment, workers: int | None, ray_address: str | None) -> TrainData:

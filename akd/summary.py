@@ -141,7 +141,8 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
     ]
     for name, gain in result.gain.items():
         control = plus_minus(result.controls[name]["test"])
-        lines.append(f"  {CONTROL_WORDS[name]:<14} {control:<20} {gain.mean:>+12.2f} points{gain.interval()}")
+        interval = gain.interval() or (" (the same in every seed)" if n > 1 else "")
+        lines.append(f"  {CONTROL_WORDS[name]:<14} {control:<20} {gain.mean:>+12.2f} points{interval}")
     lines += [
         "",
         verdict(result),

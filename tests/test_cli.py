@@ -172,6 +172,8 @@ class TestSearchMistakes:
         assert "exists already" in line
         assert "akd search --resume mine" in line
         assert "exists already" in fails("search", "s.yaml", "--name", "mine", "--dry-run")
+        Run("single", "mine").write(tmp_path / "runs" / "mine")
+        assert "akd train --resume mine" in fails("train", "s.yaml", "--name", "mine")
 
     def test_output_that_cannot_be_written(self, fails: Fails, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("in the way", encoding="utf-8")

@@ -29,12 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find_study(output: Path, name: str) -> Path:
-    """The folder of a study.
+    """The folder of a study, of its name or its path.
 
     Raises:
         ExperimentError: there is none of this name.
     """
     known = {p.parent.name: p.parent for p in output.glob("*/run.json")}
+    if name not in known and (Path(name) / "run.json").is_file():
+        known[name] = Path(name).absolute()
     if name not in known:
         hint = near(name, known) or (f", there are {', '.join(sorted(known))}" if known else "")
         raise ExperimentError(f"there is no study of this name in {output}{hint}", key="study", value=name)

@@ -190,7 +190,9 @@ class Store:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for left in self.root.glob("*/.gone-*"):  # of a process that was killed here
                 shutil.rmtree(left, ignore_errors=True)
-            passes = {key: self._passes(key) for key in self.root.iterdir() if key.is_dir()}
+            # What begins with a dot is no key: a process's own working folder.
+            keys = [key for key in self.root.iterdir() if key.is_dir() and not key.name.startswith(".")]
+            passes = {key: self._passes(key) for key in keys}
             total = sum(size for found in passes.values() for _, _, size in found)
             excess = need if free else total + need - self.budget
             for key in sorted(passes, key=lambda key: max((used for _, used, _ in passes[key]), default=0)):

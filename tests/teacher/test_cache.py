@@ -307,6 +307,15 @@ def test_the_key_unused_for_longest_gives_first_and_its_last_pass_before_its_fir
     assert passes(tmp_path) == []
 
 
+def test_the_working_folder_of_a_process_is_no_key(tmp_path: Path) -> None:
+    """``akd teacher cache`` has its runs there, 0, 1, ..., while it makes room for what they write."""
+    store, _ = stocked(tmp_path, 0, ("key",), 2)
+    work = tmp_path / ".fill-abc" / "0"
+    work.mkdir(parents=True)
+    store.make_room(0)
+    assert passes(tmp_path) == [".fill-abc/0"]
+
+
 def test_a_pass_in_use_stays(tmp_path: Path) -> None:
     store, _ = stocked(tmp_path, 1, ("key",), 3)
     with store.use({"key": "key"}, 2) as used:
