@@ -213,11 +213,9 @@ def _fill(
 
         session.carry(jobs, session.team(shared.views[0].train.batch_size), on_epoch=on_epoch)
     keys = {key for job in jobs if (noted := kept_keys(Path(job.folder))) for key in noted["keys"]}
-    size = sum(size_of(folder / key) for key in keys)
+    size = f"{sum(size_of(folder / key) for key in keys) / 1e6:.1f} MB under {many(len(keys), 'key')}"
     asked = f"{', '.join(keep)} of {passes} pass{'es' * (passes != 1)}"
-    display.say(
-        f"run on {made[0]:,.0f} images; {asked} in {shown_path(folder)}: {size / 1e6:.1f} MB under {many(len(keys), 'key')}"
-    )
+    display.say(f"run on {made[0]:,.0f} images; {asked} in {shown_path(folder)}: {size}")
     return keys
 
 
