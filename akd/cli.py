@@ -78,7 +78,7 @@ def _parser() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     _add_experiment(teacher, "experiment", _TEACHER_FLAGS)
     teacher.add_argument("--workers", metavar="N", help="that share the run (Ray Train); default all devices")
     teacher.add_argument("--output", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
-    teacher.add_argument("--ray-address", metavar="ADDRESS", help="default $RAY_ADDRESS, else a private local Ray")
+    _add_machines(teacher)
 
     cache = verbs.add_parser(
         "teacher-cache",
@@ -93,7 +93,7 @@ def _parser() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     cache.add_argument("--seed", metavar="N", help="as of the search")
     cache.add_argument("--workers", metavar="N", help="that share the work (Ray Train); default all devices")
     cache.add_argument("--output", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
-    cache.add_argument("--ray-address", metavar="ADDRESS", help="default $RAY_ADDRESS, else a private local Ray")
+    _add_machines(cache)
 
     evaluate = verbs.add_parser(
         "evaluate",
@@ -158,7 +158,15 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tracking-later", action="store_true", help="start even if MLflow does not answer; it is filled in later"
     )
+    _add_machines(parser)
+
+
+def _add_machines(parser: argparse.ArgumentParser) -> None:
+    """Where things run, and what the machines share."""
     parser.add_argument("--ray-address", metavar="ADDRESS", help="default $RAY_ADDRESS, else a private local Ray")
+    parser.add_argument(
+        "--storage", metavar="ADDRESS", help="what several nodes share: s3://BUCKET/FOLDER; default $AKD_STORAGE"
+    )
 
 
 def _given(args: argparse.Namespace, plain: Sequence[str]) -> None:
@@ -264,7 +272,7 @@ def _search(args: argparse.Namespace, words: list[str]) -> None:
 
 
 def _places(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("name", "output", "tracking_uri", "tracking_later", "ray_address")
+    names = ("name", "output", "tracking_uri", "tracking_later", "ray_address", "storage")
     return {name: getattr(args, name) for name in names}
 
 
@@ -310,7 +318,7 @@ def _train(args: argparse.Namespace, words: list[str]) -> None:
         given += [f"--{n}" for n in ("seed", "name", "workers") if getattr(args, n) is not None] + words
         if args.space or given:
             raise resumed("run", args.space or given[0])
-        places = {name: getattr(args, name) for name in ("output", "tracking_uri", "ray_address")}
+        places = {name: getattr(args, name) for name in ("output", "tracking_uri", "ray_address", "storage")}
         single.go_on(args.resume, **places)
         return
     _something(args, _RUN_FLAGS, words)
@@ -322,9 +330,8 @@ def _teacher(args: argparse.Namespace, words: list[str]) -> None:
     from akd.summary import shown_path
 
     _something(args, _TEACHER_FLAGS, words)
-    found = single.teach(
-        _experiment(args, words), output=args.output, workers=_workers(args), ray_address=args.ray_address
-    )
+    places = {name: getattr(args, name) for name in ("output", "ray_address", "storage")}
+    found = single.teach(_experiment(args, words), workers=_workers(args), **places)
     if not found.found:
         print(f"kept in {shown_path(found.folder)}; searches with the same settings find it")
 
@@ -334,7 +341,8 @@ def _teacher_cache(args: argparse.Namespace, words: list[str]) -> None:
 
     _something(args, list(_FLAGS), words)
     experiment, passes, workers = _experiment(args, words), _workers(args, "--passes"), _workers(args)
-    single.cache(experiment, passes=passes, output=args.output, workers=workers, ray_address=args.ray_address)
+    places = {name: getattr(args, name) for name in ("output", "ray_address", "storage")}
+    single.cache(experiment, passes=passes, workers=workers, **places)
 
 
 def _list(what: str, name: str | None) -> None:

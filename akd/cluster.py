@@ -9,12 +9,15 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
+
+from akd import storage
 from akd.config import SearchConfig
-from akd.errors import AkdError, ExperimentError, many
+from akd.errors import AkdError, ExperimentError, many, reason
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -38,6 +41,8 @@ _LOCAL = {
     # A process that watches for nodes being taken away: this machine is the only one.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+#: Only for a Ray that may start nodes, which takes minutes.
+_JOINED = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1200"}
 
 
 #: The resource that only the head of a cluster has: what steers runs there survives the loss of any other node.
@@ -89,7 +94,7 @@ def connect(address: str | None) -> bool:
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
-    settings = _SETTINGS | (_LOCAL if local else {})
+    settings = _SETTINGS | (_LOCAL if local else _JOINED)
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     if local:
@@ -166,6 +171,29 @@ def protect_token(path: Path | None = None) -> None:
     except FileExistsError:
         if path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
             path.chmod(0o600)
+
+
+def hand_on(shown: str | None) -> None:
+    """Let the processes of this Ray learn the credentials in the address of a storage: from the memory of Ray's own
+    server, so that no file, log or page shows them."""
+    secret = storage.known(shown) if shown else None
+    if secret:
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        _internal_kv_put(_kept_under(shown), secret.encode(), overwrite=True)
+
+
+def learn(shown: str | None) -> None:
+    """Learn the credentials in the address of a storage that :func:`hand_on` left, if there are any."""
+    if shown and storage.known(shown) is None:
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        if secret := _internal_kv_get(_kept_under(shown)):
+            storage.admit(secret.decode())
+
+
+def _kept_under(shown: str | None) -> bytes:
+    return f"akd storage {shown}".encode()
 
 
 def disconnect() -> None:
@@ -280,7 +308,14 @@ def machine() -> dict[str, float]:
     return {"CPU": float(cpus), "GPU": float(torch.cuda.device_count())}
 
 
-def check(search: SearchConfig, address: str | None, batch_sizes: Sequence[int] = (), *, fewer: bool = False) -> None:
+def check(
+    search: SearchConfig,
+    address: str | None,
+    batch_sizes: Sequence[int] = (),
+    *,
+    fewer: bool = False,
+    shared: str | None = None,
+) -> None:
     """Refuse what the machines cannot place, before anything is written: a private Ray need not be started for that.
 
     Args:
@@ -288,12 +323,15 @@ def check(search: SearchConfig, address: str | None, batch_sizes: Sequence[int] 
         address: as in :func:`connect`.
         batch_sizes: of the runs that take everything there is.
         fewer: take ``search.concurrent`` as the most, as a study does that goes on elsewhere.
+        shared: storage that nodes share.
 
     Raises:
-        ExperimentError: a trial fits on no node, fewer trials fit at once than are asked for, no Ray answers.
+        ExperimentError: a trial fits on no node, fewer trials fit at once than are asked for, no Ray answers, several
+            nodes share nothing.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     found = [machine()] if address == "local" else _nodes_at(address)
+    check_shared(found, shared)
     resources = share(search, found)
     for batch_size in batch_sizes:
         everything(search, found, batch_size)
@@ -315,11 +353,23 @@ def _nodes_at(address: str) -> list[dict[str, float]]:
     before = os.environ.get("RAY_ADDRESS")
     connect(address)
     try:
-        return nodes()
+        return all_nodes()
     finally:
         disconnect()
         if before is not None:
             os.environ["RAY_ADDRESS"] = before
+
+
+def check_shared(nodes: Sequence[Mapping[str, float]], shared: str | None) -> None:
+    """Refuse several nodes that share nothing.
+
+    Args:
+        nodes: those of a Ray, with those it may start.
+        shared: storage that they share.
+    """
+    if len(nodes) > 1 and shared is None:
+        problem = f"has {len(nodes)} nodes; what they share must be named: --storage s3://BUCKET/FOLDER"
+        raise ExperimentError(problem, key="ray-address")
 
 
 def nodes() -> list[dict[str, float]]:
@@ -327,3 +377,38 @@ def nodes() -> list[dict[str, float]]:
     import ray
 
     return [n["Resources"] for n in ray.nodes() if n["Alive"]]
+
+
+def all_nodes() -> list[dict[str, float]]:
+    """Resources of the living nodes, and of those that Ray may start when trials ask for them.
+
+    ``$AKD_CLUSTER_FILE`` names the file that Ray starts nodes by; cluster files set it on their head.
+    """
+    import ray
+
+    alive = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    path = os.environ.get("AKD_CLUSTER_FILE")
+    return alive + coming(Path(path).expanduser(), len(alive) - 1) if path else alive
+
+
+def coming(path: Path, workers: int) -> list[dict[str, float]]:
+    """Resources of the nodes that Ray may yet start.
+
+    Args:
+        path: the file it starts them by, as it lies on a head.
+        workers: nodes beside the head that are there.
+
+    Raises:
+        ExperimentError: the file cannot be read.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        types, most = found["available_node_types"], int(found.get("max_workers", 0))
+        head = found.get("head_node_type")
+        rest = {name: int(t.get("max_workers", most)) for name, t in types.items() if name != head}
+        rows = [dict(types[name].get("resources") or {}) for name, count in rest.items() for _ in range(count)]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        problem = f"names no cluster file: {reason(error)}"
+        raise ExperimentError(problem, key="AKD_CLUSTER_FILE", value=str(path)) from None
+    # Which types are there already is not told apart: as many fewer may come.
+    return [row for row in rows if row][: max(0, most - workers)]

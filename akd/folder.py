@@ -161,6 +161,7 @@ def train(
     device: torch.device | str = "cpu",
     world: World = ALONE,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    on_heads: Callable[[HeadRecord], None] = lambda record: None,
     stop: Callable[[], bool] = lambda: False,
     every_student: bool = False,
 ) -> FitResult:
@@ -173,6 +174,7 @@ def train(
         folder: made by :func:`create`; all workers see it, worker 0 writes it.
         world: the workers of this run.
         on_epoch: the carrier's own report, made by every worker.
+        on_heads: the same after a head epoch.
         stop: see :func:`akd.fit.fit`.
         every_student: keep the scored weights of each epoch, as ``student/epoch_000003``.
     """
@@ -198,6 +200,7 @@ def train(
                 record.state.save(checkpoints)
             entry = {"head_epoch": record.head_epoch, "at": time.time(), **record.metrics}
             _append_line(folder / "heads.jsonl", json.dumps(entry))
+        on_heads(record)
 
     return fit(
         experiment,

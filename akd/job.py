@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +16,8 @@ import torch
 from torch import nn
 
 from akd import folder as run_folder
-from akd.checkpoint import write_json
+from akd import starts
+from akd.checkpoint import write_json, write_text
 from akd.config import DataConfig, Experiment
 from akd.config import load as load_experiment
 from akd.data import TrainData
@@ -25,6 +28,7 @@ from akd.errors import AkdError, RunError
 from akd.fill import fill
 from akd.fit import EpochRecord
 from akd.metrics import evaluate
+from akd.storage import Storage, StorageError, WorkingCopy
 from akd.teacher import LiveTeacher, TeacherSource
 from akd.teacher.cache import Store
 from akd.teacher.cached import CachedTeacher
@@ -48,6 +52,9 @@ class Job:
         cache: folder of teachers' outputs; ``None`` asks the network in every step.
         keep: what to keep when the network runs anyway, for other runs; see :class:`akd.teacher.cached.CachedTeacher`.
         passes: train nothing, but have the outputs of so many passes kept.
+        storage: where folders are that several nodes share, see :func:`akd.storage.admit`.
+        top: folder of all runs on the node that steers; below it, things have the same names in the storage.
+        session: of the study, see :mod:`akd.starts`; empty where nobody would begin the run again.
     """
 
     folder: str
@@ -57,6 +64,13 @@ class Job:
     cache: str | None = None
     keep: tuple[str, ...] = ()
     passes: int = 0
+    storage: str | None = None
+    top: str = ""
+    session: str = ""
+
+    def key(self, folder: str) -> str:
+        """What a folder is called in the storage."""
+        return Path(folder).relative_to(self.top).as_posix()
 
 
 @lru_cache(maxsize=1)
@@ -65,8 +79,18 @@ def _data(config: DataConfig) -> TrainData:
 
 
 @lru_cache(maxsize=1)
-def _teacher(folder: str, device: str) -> nn.Module:
-    return load_teacher(Path(folder), device)
+def teacher_network(device: str, folder: str, storage: str | None, key: str) -> nn.Module:
+    """The network of a teacher's run folder, in eval mode.
+
+    Args:
+        folder: where it is, if there is no storage.
+        storage, key: where it is, if there is.
+    """
+    if storage is None:
+        return load_teacher(Path(folder), device)
+    with tempfile.TemporaryDirectory(prefix="akd-teacher-") as copy:
+        Storage(storage).fetch(f"{key}/student", Path(copy) / "student")
+        return load_teacher(Path(copy), device)
 
 
 def teacher_source(experiment: Experiment, job: Job, device: str) -> TeacherSource | None:
@@ -76,10 +100,11 @@ def teacher_source(experiment: Experiment, job: Job, device: str) -> TeacherSour
         return None
     if job.teacher is None:
         raise ValueError(f"{experiment.method.title} needs a teacher")
-    model = _teacher(job.teacher, device)
+    model = teacher_network(device, job.teacher, job.storage, job.key(job.teacher) if job.storage else "")
     if job.cache is None or live_because(experiment) is not None:
         return LiveTeacher(model, needs)
-    store, keep = Store(Path(job.cache), cache.bytes), frozenset(job.keep)
+    shared = Storage(job.storage) if job.storage else None
+    store, keep = Store(Path(job.cache).expanduser(), cache.bytes, shared), frozenset(job.keep)
     return CachedTeacher(model, needs, store, keep=keep, half=cache.dtype == "float16")
 
 
@@ -107,7 +132,36 @@ def run_job(
     Returns:
         ``test/accuracy`` and ``test/loss`` of a final run that was not stopped; from worker 0 only.
     """
-    folder, device = Path(job.folder), device or default_device()
+    with _working(job, world) as (folder, store):
+        return _run(job, folder, store, device or default_device(), world, on_ready, on_epoch, stop)
+
+
+@contextlib.contextmanager
+def _working(job: Job, world: World) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """The folder a run is trained in, and what to call when something new in it is to be kept."""
+    if job.storage is None:
+        yield Path(job.folder), lambda: None
+        return
+    with WorkingCopy(Storage(job.storage), job.key(job.folder)) as copy:
+        yield copy.folder, copy.store if world.rank == 0 else lambda: None
+
+
+def _run(
+    job: Job,
+    folder: Path,
+    store: Callable[[], None],
+    device: str,
+    world: World,
+    on_ready: Callable[[], None],
+    on_epoch: Callable[[EpochRecord], None],
+    stop: Callable[[], bool],
+) -> dict[str, float]:
+    """A job in a folder at hand; ``store`` after all that is to last."""
+    if job.session and world.rank == 0:
+        try:
+            starts.begin(folder, job.session)
+        finally:
+            store()
     experiment = load_experiment(folder / "experiment.yaml", {}, strict=False)
     source = teacher_source(experiment, job, device)
     data = _data(experiment.data)
@@ -116,10 +170,12 @@ def run_job(
         assert isinstance(source, CachedTeacher)
         fill(experiment, data, source, job.passes, device=device, world=world, report=on_epoch, stop=stop)
         _note_keys(folder, source, world)
+        store()
         return {}
 
     def noted(record: EpochRecord) -> None:
         _note_keys(folder, source, world)
+        store()
         on_epoch(record)
 
     result = run_folder.train(
@@ -130,6 +186,7 @@ def run_job(
         device=device,
         world=world,
         on_epoch=noted,
+        on_heads=lambda record: store(),
         stop=stop,
         every_student=job.every_student,
     )
@@ -139,6 +196,7 @@ def run_job(
     scores = evaluate(student, held_out_batches(data.dataset, device))
     facts = {"epoch": result.epochs_run, "test_accuracy": scores["accuracy"], "seed": experiment.train.seed}
     run_folder.export(folder / "student", student, experiment, data, facts)
+    store()
     return {f"test/{k}": v for k, v in scores.items()}
 
 
@@ -179,8 +237,10 @@ def run_here(
 
         try:
             results = run_job(job, on_epoch=report)
+        except StorageError:
+            raise
         except FAILURES as error:
-            keep_traceback(Path(job.folder))
+            keep_trace(job, traceback.format_exc())
             raise RunError(reason(error)) from error
         on_end(job, results)
 
@@ -193,6 +253,9 @@ def reason(error: BaseException) -> str:
     return line
 
 
-def keep_traceback(folder: Path) -> None:
-    """Write the exception being handled to ``error.txt``."""
-    (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+def keep_trace(job: Job, trace: str) -> None:
+    """Keep a failed run's stack trace as ``error.txt`` beside it."""
+    if job.storage is not None:
+        Storage(job.storage).put_bytes(trace.encode(), f"{job.key(job.folder)}/error.txt")
+    else:
+        write_text(Path(job.folder) / "error.txt", trace)

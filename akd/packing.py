@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
+from torch import nn
 
 from akd.config import Experiment
 from akd.data import load, split
 from akd.fit import fit
 from akd.teacher import LiveTeacher
-from akd.teacher.keep import load_teacher
 
 #: Of a GPU's memory, left to what is in nobody's books: the display, fragmentation.
 RESERVE = 0.05
@@ -54,8 +54,11 @@ def limit_memory(gpus: float) -> None:
         torch.cuda.set_per_process_memory_fraction(gpus)
 
 
-def rehearse(experiment: Experiment, teacher: Path | None) -> Memory | None:
+def rehearse(experiment: Experiment, teacher: Callable[[str], nn.Module] | None) -> Memory | None:
     """What a trial takes: a few steps of the experiment here, live teacher and evaluation included.
+
+    Args:
+        teacher: gives the network on a device.
 
     Returns:
         ``None`` where this process has no GPU, or the GPU no room for one trial.
@@ -68,12 +71,12 @@ def rehearse(experiment: Experiment, teacher: Path | None) -> Memory | None:
         return None
 
 
-def _rehearsed(experiment: Experiment, teacher: Path | None) -> Memory:
+def _rehearsed(experiment: Experiment, teacher: Callable[[str], nn.Module] | None) -> Memory:
     data, batch = split(experiment.data, load(experiment.data)), experiment.train.batch_size
     few = replace(data, train=data.train[: batch * _STEPS], val=data.val[: 8 * batch])
     train = replace(experiment.train, epochs=1, epoch_factor=1)
     needs = experiment.method.needs
-    source = LiveTeacher(load_teacher(teacher, "cuda"), needs) if needs and teacher is not None else None
+    source = LiveTeacher(teacher("cuda"), needs) if needs and teacher is not None else None
     short = replace(experiment, train=train, method=experiment.method.without_warmup())
     free, whole = torch.cuda.mem_get_info()
     context = max(0, whole - free - torch.cuda.memory_reserved())

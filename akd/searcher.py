@@ -94,6 +94,7 @@ class StudySearcher(Searcher):
         folder: the study's folder; trials live in ``trials/00003``, controls in ``controls/kd``.
         controls: name -> experiment of the fixed runs.
         on_change: called with a run's folder whenever it is created or ended.
+        fetch: called with a run's folder before it is read, to bring what another node wrote.
         clock: seconds, for the time budget.
     """
 
@@ -106,10 +107,11 @@ class StudySearcher(Searcher):
         controls: dict[str, Experiment],
         on_change: Callable[[Path], None] = lambda folder: None,
         clock: Callable[[], float] = time.monotonic,
+        fetch: Callable[[Path], None] = lambda folder: None,
     ):
         super().__init__(metric=METRIC, mode="max")
         self.experiment, self.space, self.study, self.folder = experiment, space, study, folder
-        self.on_change, self._clock = on_change, clock
+        self.on_change, self.fetch, self._clock = on_change, fetch, clock
         self.closed = False
         self.live: dict[str, _Live] = {}
         budget = experiment.search.time_budget
@@ -151,6 +153,7 @@ class StudySearcher(Searcher):
         live = self.live.pop(trial_id, None)
         if live is None:
             return
+        self.fetch(live.folder)
         entries = run_folder.history(live.folder)
         epochs = int(entries[-1]["epoch"]) if entries else 0
         wanted = self.experiment.train.epochs
@@ -219,6 +222,23 @@ class StudySearcher(Searcher):
                 self._tell(_Live(folder, run, frozen._trial_id, set(frozen.intermediate_values)))
             else:
                 self._waiting.append(partial(self._again, frozen))
+        self._remember()
+
+    def _remember(self) -> None:
+        """Enter trials that have a folder and are not in the study: it was lost with the machine that held it."""
+        known = len(self.study.get_trials(deepcopy=False))
+        for path in sorted((self.folder / "trials").glob("*/run.json")):
+            run = Run.read(path.parent)
+            if run is None or run.number is None or run.number < known:
+                continue
+            self.study.enqueue_trial(self.space.told(run.parameters))
+            trial = self.study.ask()
+            self.space(trial)
+            live = _Live(path.parent, run, trial._trial_id, set())
+            if run.state != RUNNING:
+                self._tell(live)
+            else:
+                self._waiting.append(partial(_Live, path.parent, run, trial._trial_id, set()))
 
     def _again(self, frozen: FrozenTrial) -> _Live:
         folder = self.folder / "trials" / f"{frozen.number:05d}"

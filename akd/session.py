@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,8 +12,8 @@ from typing import Any
 from akd import cluster
 from akd.cluster import Resources, Team
 from akd.config import Experiment, SearchConfig
-from akd.errors import ExperimentError
-from akd.job import Job, run_here
+from akd.job import Job, run_here, teacher_network
+from akd.mirror import Mirror
 
 
 class Session:
@@ -20,6 +22,7 @@ class Session:
     Args:
         search: what trials and final runs ask for.
         address: see :func:`akd.cluster.connect`.
+        mirror: what the nodes share.
 
     Attributes:
         private: this Ray was started here and ends with the block.
@@ -29,20 +32,18 @@ class Session:
     private: bool
     resources: Resources
 
-    def __init__(self, search: SearchConfig, address: str | None):
-        self.search, self.address = search, address
+    def __init__(self, search: SearchConfig, address: str | None, mirror: Mirror):
+        self.search, self.address, self.mirror = search, address, mirror
+        #: Of one connection to Ray, see :mod:`akd.starts`.
+        self.token = secrets.token_hex(4)
         self._checked = False
 
     def __enter__(self) -> Session:
         self.private = cluster.connect(self.address)
         try:
-            self.nodes = cluster.nodes()
-            if len(self.nodes) > 1:
-                problem = (
-                    f"has {len(self.nodes)} nodes; several nodes need storage they share, which this version does not "
-                    "offer"
-                )
-                raise ExperimentError(problem, key="ray-address")
+            self.nodes = cluster.all_nodes()
+            cluster.check_shared(self.nodes, self.mirror.shown)
+            cluster.hand_on(self.mirror.shown)
             self.resources = cluster.share(self.search, self.nodes)
             self.need(self.resources.team)
         except BaseException:
@@ -65,14 +66,18 @@ class Session:
         """
         import ray
 
-        from akd.packing import rehearse, share_of
+        from akd.packing import share_of
 
         gpus = [n for n in self.nodes if n.get("GPU", 0)]
         if self.search.gpus_per_trial != "auto" or self.resources.workers > 1 or not gpus:
             return self.resources
+        shown, network = self.mirror.shown, None
+        if teacher is not None:
+            key = self.mirror.key(teacher)
+            network = partial(teacher_network, folder=str(teacher), storage=shown, key=key)
         # A process of its own, which gives the GPU back when it ends.
-        task: Any = ray.remote(num_gpus=1, num_cpus=1, max_calls=1, max_retries=0)(rehearse)
-        memory = ray.get(task.remote(experiment, teacher))
+        task: Any = ray.remote(num_gpus=1, num_cpus=1, max_calls=1, max_retries=0)(_rehearse)
+        memory = ray.get(task.remote(shown, experiment, network))
         if memory is None:
             return self.resources
         share = share_of(memory, min(n.get("CPU", 0) / n["GPU"] for n in gpus))
@@ -80,8 +85,12 @@ class Session:
         return self.resources
 
     def team(self, batch_size: int) -> Team:
-        """The workers of a run that has everything to itself; see :func:`akd.cluster.everything`."""
-        return cluster.everything(self.search, self.nodes, batch_size)
+        """The workers of a run that has everything to itself; see :func:`akd.cluster.everything`.
+
+        Everything is what is there now: a node that Ray could start is only waited for where a number was asked for.
+        """
+        there = self.nodes if self.search.final_workers else cluster.nodes()
+        return cluster.everything(self.search, there, batch_size)
 
     def need(self, team: Team | None) -> None:
         """Make sure that Ray can look after the workers of a team."""
@@ -91,17 +100,32 @@ class Session:
 
     def carry(self, jobs: list[Job], team: Team, **callbacks: Any) -> None:
         """Carry out jobs on a team, see :func:`akd.workers.carry`; one worker of a private Ray is this process."""
+        jobs, callbacks = self.mirror.jobs(jobs), self.mirror.around(**callbacks)
         if team.size == 1 and self.private:
             run_here(jobs, **callbacks)
             return
         self.need(team)
         from akd.workers import carry
 
-        carry(jobs, team, **callbacks)
+        carry([replace(job, session=self.token) for job in jobs], team, **callbacks)
+
+
+def _rehearse(storage: str | None, experiment: Experiment, teacher: Any) -> Any:
+    from akd.packing import rehearse
+
+    cluster.learn(storage)
+    return rehearse(experiment, teacher)
 
 
 class Here:
-    """No Ray: one worker, which is this process and has the machine to itself."""
+    """No Ray: one worker, which is this process and has the machine to itself.
+
+    Args:
+        mirror: as of a :class:`Session`.
+    """
+
+    def __init__(self, mirror: Mirror):
+        self.mirror = mirror
 
     def team(self, batch_size: int) -> Team:
         """This process."""
@@ -110,4 +134,4 @@ class Here:
 
     def carry(self, jobs: list[Job], team: Team, **callbacks: Any) -> None:
         """Carry out jobs one after the other; see :func:`akd.job.run_here`."""
-        run_here(jobs, **callbacks)
+        run_here(self.mirror.jobs(jobs), **self.mirror.around(**callbacks))

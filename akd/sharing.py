@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,14 +49,22 @@ class Sharing:
         return lines + [f"the teacher runs in every step of {', '.join(m)}: {why}" for why, m in reasons.items()]
 
 
-def cache_folder(experiment: Experiment, output: Path) -> Path:
-    """Where the teacher's outputs are kept.
+def cache_folder(experiment: Experiment, output: Path, storage: str | None = None) -> Path:
+    """Where the teacher's outputs are kept: on the node that reads them.
 
     Args:
         output: folder of all studies.
+        storage: that nodes share; other nodes need not have the output folder.
+
+    Returns:
+        The folder; one that begins with ``~`` is in the home of whoever reads it.
     """
-    given = experiment.teacher.cache.dir
-    return Path(given).expanduser().absolute() if given else output.absolute() / "cache"
+    if given := experiment.teacher.cache.dir:
+        return Path(given).expanduser().absolute()
+    if storage is None:
+        return output.absolute() / "cache"
+    # Each node's own: homes may have different names.
+    return Path("~/.cache/akd/outputs") / hashlib.sha256(storage.encode()).hexdigest()[:16]
 
 
 def check_cache(experiment: Experiment) -> None:

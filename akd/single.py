@@ -23,10 +23,13 @@ from akd.errors import ExperimentError, Interrupted, RunError, many
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.job import Job, kept_keys
 from akd.logged import default_uri, experiment_title, scrubbed
+from akd.mirror import Mirror, mirror_of, open_mirror
 from akd.prepare import Prepared, check_output, checked, complete, default_name, placed, prepare, study_folder
 from akd.session import Here, Session
 from akd.sharing import Sharing, cache_folder, check_cache, sharing
 from akd.space import Space
+from akd.storage import StorageError
+from akd.storage import check as check_storage
 from akd.study import batch_sizes, resolved
 from akd.summary import program, shown_path
 from akd.teacher.cache import size_of
@@ -67,6 +70,7 @@ def distil(
     tracking_uri: str | None = None,
     tracking_later: bool = False,
     ray_address: str | None = None,
+    storage: str | None = None,
     display: Display | None = None,
 ) -> TrialResult:
     """Train one student (and its teacher, if there is none yet) as the experiment says; its space is not searched.
@@ -77,7 +81,7 @@ def distil(
         output: folder of all runs, teachers and the default MLflow store.
         workers: that share the batches, as a Ray Train job; 1 trains in this process without Ray, ``None`` takes a
             worker for each GPU or an even share of the CPUs.
-        tracking_uri, tracking_later, ray_address, display: see :func:`akd.study.search`.
+        tracking_uri, tracking_later, ray_address, storage, display: see :func:`akd.study.search`.
 
     Raises:
         ExperimentError: a mistake in the experiment; nothing was started or written.
@@ -88,13 +92,19 @@ def distil(
     folder = study_folder(Path(output).absolute(), default_name(full) if name is None else name, resume=False)
     open_threads = full.train.threads is None
     full = replace(complete(full), space={})
-    data = _check(full, workers, ray_address)
+    mirror = _mirror(storage, folder.parent)
+    data = _check(full, workers, ray_address, mirror)
+    if mirror.storage is not None and mirror.storage.exists(f"{folder.name}/run.json"):
+        problem = f"exists already in {mirror.shown}; choose another --name"
+        raise ExperimentError(problem, key="name", value=folder.name)
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(folder.parent)
     try:
         check_tracking(uri, folder.parent, answers=not tracking_later)
     except ExperimentError as error:
         raise error.at(None if tracking_uri else "MLFLOW_TRACKING_URI") from None
-    run = Run("single", folder.name, tags={"tracking": scrubbed(uri), "workers": str(workers or "all")})
+    run = Run(
+        "single", folder.name, tags={"tracking": scrubbed(uri), "workers": str(workers or "all"), **mirror.tags()}
+    )
     if open_threads:
         run.tags["threads"] = "open"
     try:
@@ -102,7 +112,7 @@ def distil(
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
         raise ExperimentError(problem, key="output", value=str(folder.parent)) from None
-    return _train(full, data, folder, run, workers, uri, ray_address, display)
+    return _train(full, data, folder, run, workers, uri, ray_address, mirror, display)
 
 
 def go_on(
@@ -111,9 +121,11 @@ def go_on(
     output: str | Path = "runs",
     tracking_uri: str | None = None,
     ray_address: str | None = None,
+    storage: str | None = None,
     display: Display | None = None,
 ) -> TrialResult:
     """Go on with a run of :func:`distil` that was interrupted or killed; arguments and errors as there."""
+    mirror = mirror_of(name, Path(output).absolute(), storage)
     folder = study_folder(Path(output).absolute(), name, resume=True)
     run = Run.read(folder)
     assert run is not None
@@ -122,12 +134,12 @@ def go_on(
     full = configuration.load(folder / "experiment.yaml", {}, strict=False)
     said = run.tags.get("workers", "1")
     workers = None if said == "all" else int(said)
-    data = _check(full, workers, ray_address)
+    data = _check(full, workers, ray_address, mirror)
     uri = (
         tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or run.tags.get("tracking") or default_uri(folder.parent)
     )
     check_tracking(uri, folder.parent, answers=False)
-    return _train(full, data, folder, run, workers, uri, ray_address, display)
+    return _train(full, data, folder, run, workers, uri, ray_address, mirror, display)
 
 
 def teach(
@@ -136,14 +148,16 @@ def teach(
     output: str | Path = "runs",
     workers: int | None = None,
     ray_address: str | None = None,
+    storage: str | None = None,
     display: Display | None = None,
 ) -> Teacher:
     """The experiment's teacher, trained if it is not kept already; arguments and errors as of :func:`distil`."""
     full = complete(resolved(experiment))
-    data = _check(full, workers, ray_address)
+    mirror = _mirror(storage, Path(output))
+    data = _check(full, workers, ray_address, mirror)
     check_output(Path(output))
     display = display or Display(full.teacher.train.epochs, 0, [])
-    with _session(full, workers, ray_address) as session:
+    with _session(full, workers, ray_address, mirror) as session:
         return provide(session, full, data, Path(output).absolute(), display, None)
 
 
@@ -154,6 +168,7 @@ def cache(
     output: str | Path = "runs",
     workers: int | None = None,
     ray_address: str | None = None,
+    storage: str | None = None,
     display: Display | None = None,
 ) -> Sharing:
     """Have the teacher's outputs kept ahead of a search, on all devices (and the teacher trained, if there is none).
@@ -169,23 +184,27 @@ def cache(
     full = complete(resolved(experiment))
     if passes is not None and (not isinstance(passes, int) or isinstance(passes, bool) or passes < 1):
         raise ExperimentError("must be a whole number of at least 1", key="passes", value=passes)
-    data = _check(full, workers, ray_address)
+    mirror = _mirror(storage, Path(output))
+    data = _check(full, workers, ray_address, mirror)
     check_output(Path(output))
     ready = prepare(full) if full.space else Prepared(full, data, Space(()), {})
-    shared, folder = sharing(ready), cache_folder(full, Path(output))
+    shared, folder = sharing(ready), cache_folder(full, Path(output), mirror.shown)
     if not shared.views:
         why = next(iter(shared.live.values()), "its method learns from no teacher")
         raise ExperimentError(f"nothing of it can be kept: {why}", key="method", value=full.method.title)
     number = passes or full.train.epochs * full.train.epoch_factor
     number = min(number, full.teacher.cache.epochs or number)
     display = display or Display(number, 0, [])
-    with _session(full, workers, ray_address) as session:
+    with _session(full, workers, ray_address, mirror) as session:
         teacher = provide(session, full, data, Path(output).absolute(), display, None)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fill-", dir=folder) as work:
-            keys = _fill(session, shared, teacher, folder, Path(work), number, display)
-    left = min((len(list((folder / key).glob("[0-9]*"))) for key in keys), default=number)
-    if left < number:
+        work = Path(output).absolute() / "cache"
+        work.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fill-", dir=work) as work_:
+            keys = _fill(session, shared, teacher, folder, Path(work_), number, display)
+            mirror.remove(Path(work_))
+    here = folder.expanduser()
+    left = min((len(list((here / key).glob("[0-9]*"))) for key in keys), default=number)
+    if left < number and mirror.storage is None:
         budget = full.teacher.cache.budget
         display.say(
             f"only {left} of them had room within teacher.cache.budget ({budget}): give more, or fewer --passes"
@@ -213,13 +232,25 @@ def _fill(
 
         session.carry(jobs, session.team(shared.views[0].train.batch_size), on_epoch=on_epoch)
     keys = {key for job in jobs if (noted := kept_keys(Path(job.folder))) for key in noted["keys"]}
-    size = f"{sum(size_of(folder / key) for key in keys) / 1e6:.1f} MB under {many(len(keys), 'key')}"
+    shared_storage = session.mirror.storage
+    if shared_storage is not None:
+        place, total = shared_storage.shown, sum(sum(shared_storage.names(f"cache/{k}").values()) for k in keys)
+    else:
+        place, total = shown_path(folder), sum(size_of(folder / key) for key in keys)
+    size = f"{total / 1e6:.1f} MB under {many(len(keys), 'key')}"
     asked = f"{', '.join(keep)} of {passes} pass{'es' * (passes != 1)}"
-    display.say(f"run on {made[0]:,.0f} images; {asked} in {shown_path(folder)}: {size}")
+    display.say(f"run on {made[0]:,.0f} images; {asked} in {place}: {size}")
     return keys
 
 
-def _check(full: Experiment, workers: int | None, ray_address: str | None) -> TrainData:
+def _mirror(storage: str | None, output: Path) -> Mirror:
+    address = storage or os.environ.get("AKD_STORAGE")
+    if address:
+        check_storage(address)
+    return open_mirror(address, output)
+
+
+def _check(full: Experiment, workers: int | None, ray_address: str | None, mirror: Mirror) -> TrainData:
     with placed(full):
         data = checked(full)
         check_cache(full)
@@ -227,7 +258,7 @@ def _check(full: Experiment, workers: int | None, ray_address: str | None) -> Tr
             raise ExperimentError("must be a whole number of at least 1", key="workers", value=workers)
         if not _here(workers, ray_address):
             try:
-                cluster.check(_search(full, workers), ray_address, batch_sizes(full))
+                cluster.check(_search(full, workers), ray_address, batch_sizes(full), shared=mirror.shown)
             except ExperimentError as error:
                 if error.key != "search.final_workers":
                     raise
@@ -244,10 +275,12 @@ def _search(full: Experiment, workers: int | None) -> SearchConfig:
     return SearchConfig(final_workers=workers)
 
 
-def _session(full: Experiment, workers: int | None, ray_address: str | None) -> AbstractContextManager[Session | Here]:
+def _session(
+    full: Experiment, workers: int | None, ray_address: str | None, mirror: Mirror
+) -> AbstractContextManager[Session | Here]:
     if _here(workers, ray_address):
-        return nullcontext(Here())
-    return Session(_search(full, workers), ray_address)
+        return nullcontext(Here(mirror))
+    return Session(_search(full, workers), ray_address, mirror)
 
 
 def _train(
@@ -258,6 +291,7 @@ def _train(
     workers: int | None,
     uri: str,
     ray_address: str | None,
+    mirror: Mirror,
     display: Display | None,
 ) -> TrialResult:
     display = display or Display(full.train.epochs, 1, [])
@@ -269,6 +303,7 @@ def _train(
             folder,
             line,
             keep=full.search.log_checkpoints,
+            fetch=lambda path, run: mirror.down(path, ended=False) if run.state == RUNNING else None,
             on_trouble=lambda text: display.say(text, "yellow"),
         )
         display.say(f"run {folder.name}: {line}, {full.method.title}, {len(data.train)} training images")
@@ -278,7 +313,8 @@ def _train(
             else:
                 run.state, run.ended, run.reason = RUNNING, None, None
                 run.write(folder)
-                with _session(full, workers, ray_address) as session:
+                mirror.up_all(folder)
+                with _session(full, workers, ray_address, mirror) as session:
                     _carry(session, full, data, folder, run, display, tracker)
         except (KeyboardInterrupt, Interrupted):
             where = "" if folder.parent == Path("runs").absolute() else f" --output {shown_path(folder.parent)}"
@@ -287,6 +323,8 @@ def _train(
             run.end(folder, FAILED, str(error))
             raise RunError(f"{error} (see {shown_path(folder)}/error.txt)") from None
         finally:
+            with contextlib.suppress(StorageError):
+                mirror.up(folder, "run.json")
             tracker.changed(folder)
             if not tracker.close():
                 display.say(f"MLflow at {scrubbed(uri)} did not take everything", "yellow")
@@ -321,7 +359,7 @@ def _carry(
         str(folder),
         str(teacher.folder) if teacher else None,
         every_student=full.search.log_checkpoints == "all",
-        cache=_cache(full, folder.parent, display),
+        cache=_cache(full, folder.parent, session.mirror.shown, display),
     )
     if before := checkpoint.latest(folder / "checkpoints"):
         epoch, head_epoch = checkpoint.numbers(before)
@@ -338,14 +376,14 @@ def _carry(
     run.end(folder, COMPLETE)
 
 
-def _cache(full: Experiment, output: Path, display: Display) -> str | None:
+def _cache(full: Experiment, output: Path, storage: str | None, display: Display) -> str | None:
     """Where the run finds its teacher's outputs, if that was asked for: alone it would keep them for nobody."""
     if full.teacher.cache.use != "on" or not full.needs_teacher:
         return None
     if (why := live_because(full)) is not None:
         display.say(f"the teacher runs in every step of {full.method.title}: {why}")
         return None
-    found = cache_folder(full, output)
+    found = cache_folder(full, output, storage)
     display.say(f"the teacher's outputs are kept in {shown_path(found)}")
     return str(found)
 

@@ -63,10 +63,18 @@ class Parameter:
             return trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)
         if self.kind == "choice":
             # Optuna keeps plain scalars only; lists travel by position.
-            if all(isinstance(c, (str, int, float, bool, type(None))) for c in self.choices):
+            if self._scalars:
                 return trial.suggest_categorical(self.key, self.choices)
             return self.choices[trial.suggest_categorical(self.key, tuple(range(len(self.choices))))]
         return self.choices[0]
+
+    @property
+    def _scalars(self) -> bool:
+        return all(isinstance(c, (str, int, float, bool, type(None))) for c in self.choices)
+
+    def told(self, value: Any) -> Any:
+        """What Optuna holds for a value."""
+        return value if self.kind != "choice" or self._scalars else self.choices.index(value)
 
     def takes(self, value: Any) -> bool:
         """True if it can have this value (of a float range: any between its ends)."""
@@ -120,6 +128,10 @@ class Space:
             if p.exists(values):
                 values[p.key] = p.suggest(trial)
         return values
+
+    def told(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What Optuna holds for a configuration: the searched values, as :meth:`__call__` would have drawn them."""
+        return {p.key: p.told(values[p.key]) for p in self.parameters if p.kind != "fixed" and p.key in values}
 
     @property
     def searched(self) -> list[Parameter]:

@@ -24,12 +24,16 @@ from akd.cluster import Resources
 from akd.config import Experiment
 from akd.errors import AkdError, ExperimentError, Interrupted, many, reason
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
+from akd.job import Job
 from akd.logged import default_uri, experiment_title, scrubbed
+from akd.mirror import Mirror, mirror_of, open_mirror
 from akd.prepare import Prepared, complete, default_name, placed, prepare, study_folder
 from akd.provenance import versions
 from akd.result import StudyResult
 from akd.session import Session
 from akd.sharing import cache_folder, check_cache, sharing
+from akd.storage import StorageError
+from akd.storage import check as check_storage
 from akd.summary import closing_lines, closing_title, make_result, program, runs, shown_path
 from akd.teacher.keep import Teacher, find
 from akd.teacher.served import live_because
@@ -46,6 +50,7 @@ def search(
     tracking_uri: str | None = None,
     tracking_later: bool = False,
     ray_address: str | None = None,
+    storage: str | None = None,
     display: Display | None = None,
 ) -> StudyResult:
     """Search for the best way to distil, train the winner, and say by how much it wins.
@@ -57,6 +62,7 @@ def search(
         tracking_uri: MLflow address; default ``$MLFLOW_TRACKING_URI``, else a sqlite file under ``output``.
         tracking_later: start even if MLflow does not answer now; it is filled in when it does.
         ray_address: default ``$RAY_ADDRESS``, else a private local Ray.
+        storage: what several nodes share, as ``s3://BUCKET/FOLDER``; default ``$AKD_STORAGE``.
         display: where progress is shown; default the terminal.
 
     Raises:
@@ -64,6 +70,7 @@ def search(
         Interrupted: asked to stop; :func:`resume` goes on.
         AkdError: the search could not be finished.
     """
+    storage = storage or os.environ.get("AKD_STORAGE")
     ready, folder, uri = check(
         experiment,
         name=name,
@@ -71,15 +78,21 @@ def search(
         tracking_uri=tracking_uri,
         tracking_later=tracking_later,
         ray_address=ray_address,
+        storage=storage,
     )
-    name, tags = folder.name, {"tracking": scrubbed(uri), "versions": versions()}
+    mirror = open_mirror(storage, folder.parent)
+    name, tags = folder.name, {"tracking": scrubbed(uri), "versions": versions(), **mirror.tags()}
+    if mirror.storage is not None and mirror.storage.exists(f"{name}/run.json"):
+        problem = f"exists already in {mirror.shown}; go on with 'akd search --resume {name}' or choose another --name"
+        raise ExperimentError(problem, key="name", value=name)
     try:
         started.keep(folder, ready.experiment)
         run_folder.create(folder, ready.experiment, Run("study", name, tags=tags))
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
         raise ExperimentError(problem, key="output", value=str(folder.parent)) from None
-    return _Study(ready, folder, uri, ray_address, display).run()
+    mirror.up_all(folder)
+    return _Study(ready, folder, uri, ray_address, mirror, display).run()
 
 
 def check(
@@ -90,6 +103,7 @@ def check(
     tracking_uri: str | None = None,
     tracking_later: bool = False,
     ray_address: str | None = None,
+    storage: str | None = None,
 ) -> tuple[Prepared, Path, str]:
     """Everything that can be said against a search before it starts; writes nothing. Arguments as in :func:`search`.
 
@@ -104,9 +118,12 @@ def check(
         with placed(full):
             cluster.share(full.search, [cluster.machine()])
     ready = prepare(full)
+    storage = storage or os.environ.get("AKD_STORAGE")
+    if storage:
+        check_storage(storage)
     with placed(full):
         check_cache(full)
-        cluster.check(full.search, ray_address, batch_sizes(full))
+        cluster.check(full.search, ray_address, batch_sizes(full), shared=storage)
     try:
         check_tracking(uri, folder.parent, answers=not tracking_later)
     except ExperimentError as error:
@@ -121,15 +138,18 @@ def resume(
     output: str | Path = "runs",
     tracking_uri: str | None = None,
     ray_address: str | None = None,
+    storage: str | None = None,
     display: Display | None = None,
 ) -> StudyResult:
     """Go on with a study that was interrupted or killed.
 
     Args:
         experiment: what the study is thought to be; another than it was started with is refused.
+        storage: as the study was started with; a study that another machine started is found there.
 
     The other arguments and errors are as in :func:`search`, but an MLflow that is away is waited for.
     """
+    mirror = mirror_of(name, Path(output).absolute(), storage)
     folder = study_folder(Path(output).absolute(), name, resume=True)
     full = configuration.load(folder / "experiment.yaml", {}, strict=False)
     started.compare(folder, full, full)
@@ -145,9 +165,9 @@ def resume(
     )
     ready = prepare(full)
     with placed(full):
-        cluster.check(full.search, ray_address, batch_sizes(full), fewer=True)
+        cluster.check(full.search, ray_address, batch_sizes(full), fewer=True, shared=mirror.shown)
     check_tracking(uri, folder.parent, answers=False)
-    return _Study(ready, folder, uri, ray_address, display).run()
+    return _Study(ready, folder, uri, ray_address, mirror, display).run()
 
 
 def batch_sizes(experiment: Experiment) -> list[int]:
@@ -169,15 +189,24 @@ def resolved(experiment: Experiment | Mapping[str, Any] | str | Path) -> Experim
 class _Study:
     """One session of a study: everything between the checks and the result."""
 
-    def __init__(self, ready: Prepared, folder: Path, uri: str, ray_address: str | None, display: Display | None):
+    def __init__(
+        self,
+        ready: Prepared,
+        folder: Path,
+        uri: str,
+        ray_address: str | None,
+        mirror: Mirror,
+        display: Display | None,
+    ):
         self.ready, self.folder, self.uri, self.ray_address = ready, folder, uri, ray_address
+        self.mirror = mirror
         self.experiment = ready.experiment
         self.output, self.name = folder.parent, folder.name
         keys = [p.key for p in ready.space.searched]
         self.display = display or Display(self.experiment.train.epochs, self.experiment.search.trials, keys)
         self.start_costs: list[float] = []
         self.sharing = sharing(ready)
-        self.cache = cache_folder(self.experiment, self.output) if self.sharing.keep else None
+        self.cache = cache_folder(self.experiment, self.output, mirror.shown) if self.sharing.keep else None
         run = Run.read(folder)
         assert run is not None
         self.record = run
@@ -198,6 +227,7 @@ class _Study:
                 self.folder,
                 experiment_name,
                 keep=e.search.log_checkpoints,
+                fetch=self._fetch,
                 on_trouble=lambda line: self.display.say(line, "yellow"),
             )
             for path in sorted(self.folder.glob("*/*/run.json")):  # what a session that was killed left unlogged
@@ -207,9 +237,10 @@ class _Study:
                 if finished is not None:  # nothing to run; MLflow may have missed something
                     self.display.say("it was finished already: nothing is trained again")
                     return self._conclude(finished)
-                with Session(e.search, self.ray_address) as session:
+                with Session(e.search, self.ray_address, self.mirror) as session:
                     teacher = self._teacher(session) if self.ready.wants_teacher else None
-                    self._search(session.measured(self._largest(), teacher.folder if teacher else None), teacher)
+                    resources = session.measured(self._largest(), teacher.folder if teacher else None)
+                    self._search(session, resources, teacher)
                     return self._finish(session, teacher, before, began)
             except (KeyboardInterrupt, Interrupted):
                 raise Interrupted(f"stopped; go on with: {self.resume_command()}") from None
@@ -221,6 +252,8 @@ class _Study:
                 if finished is None:
                     self.record.tags["seconds"] = f"{before + time.time() - began:.1f}"
                     self.record.write(self.folder)
+                with contextlib.suppress(StorageError):  # what ended the search is told, and not that this failed too
+                    self.mirror.up(self.folder, "run.json")
                 self._close_tracker()
 
     @property
@@ -229,7 +262,8 @@ class _Study:
 
     def resume_command(self) -> str:
         """What a user types to go on."""
-        return f"{program()} search --resume {self.name}{self._where}"
+        storage = f" --storage {self.mirror.shown}" if self.mirror.shown and "AKD_STORAGE" not in os.environ else ""
+        return f"{program()} search --resume {self.name}{self._where}{storage}"
 
     def _ui_command(self) -> str:
         address = "" if self.uri == default_uri(self.output) else f" --tracking-uri {scrubbed(self.uri)}"
@@ -264,7 +298,12 @@ class _Study:
         most = [max(p.extremes()) for p in self.ready.space.searched if p.key == "train.batch_size"]
         return self.experiment.with_values({"train.batch_size": most[0]}) if most else self.experiment
 
-    def _search(self, resources: Resources, teacher: Teacher | None) -> None:
+    def _fetch(self, folder: Path, run: Run) -> None:
+        """Bring down what the tracker is about to read: of a run that ended, everything is here."""
+        if run.kind != "study" and run.state == RUNNING:
+            self.mirror.down(folder, ended=False, students=self.experiment.search.log_checkpoints == "all")
+
+    def _search(self, session: Session, resources: Resources, teacher: Teacher | None) -> None:
         # Optuna and Tune are imported here: a mistake in an experiment is answered before anything heavy starts.
         from akd import tuning
         from akd.searcher import StudySearcher, open_study
@@ -276,6 +315,15 @@ class _Study:
             self.folder,
             self.ready.controls,
             on_change=self._changed,
+            fetch=self.mirror.down,
+        )
+        job = Job(
+            "",
+            str(teacher.folder) if teacher else None,
+            every_student=self.experiment.search.log_checkpoints == "all",
+            cache=str(self.cache) if self.cache else None,
+            keep=tuple(sorted(self.sharing.keep)),
+            session=session.token,
         )
         each = f" each, on {resources.workers} workers" if resources.workers > 1 else " each"
         self.display.say(
@@ -289,9 +337,7 @@ class _Study:
                 self.experiment,
                 searcher,
                 resources,
-                teacher.folder if teacher else None,
-                self.cache,
-                self.sharing.keep,
+                self.mirror.jobs([job])[0],
                 on_epoch=self._epoch,
             )
         shutil.rmtree(self.folder / "tune", ignore_errors=True)
@@ -306,6 +352,7 @@ class _Study:
 
     def _changed(self, folder: Path) -> None:
         self._show(folder)
+        self.mirror.up(folder)
         self.tracker.changed(folder)
 
     def _epoch(self, folder: Path, epoch: int, accuracy: float) -> None:
@@ -359,8 +406,10 @@ class _Study:
             handed,
             seconds=before + time.time() - began,
             start_costs=self.start_costs,
+            mirror=self.mirror,
         )
         result.write(self.folder)
+        self.mirror.up_all(handed)
         self._record_end(result)
         return self._conclude(result)
 
@@ -388,6 +437,7 @@ class _Study:
             }
             result = replace(result, mlflow=ids)
             result.write(self.folder)
+        self.mirror.up(self.folder, "result.json", "report.html")
         self.display.panel(closing_title(e, result), closing_lines(result, self._ui_command()))
         return result
 

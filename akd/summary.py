@@ -17,8 +17,10 @@ from akd.errors import many
 from akd.folder import Run
 from akd.job import kept_keys
 from akd.methods import soft_weight
+from akd.mirror import Mirror
 from akd.prepare import Prepared
 from akd.result import CONTROL_WORDS, StudyResult, paired_gain, scores
+from akd.storage import Storage
 from akd.teacher.cache import size_of
 from akd.teacher.keep import Teacher
 from akd.terminal import percent, short_names, show_value
@@ -47,11 +49,19 @@ def costs(study: Path, teacher: Teacher | None) -> tuple[float, int, int]:
     return seconds, asked, made
 
 
-def teacher_passes(study: Path, asked: int, made: int) -> dict[str, int]:
-    """What the cache did for a study: see :class:`akd.result.StudyResult`."""
+def teacher_passes(study: Path, asked: int, made: int, storage: Storage | None = None) -> dict[str, int]:
+    """What the cache did for a study: see :class:`akd.result.StudyResult`.
+
+    Args:
+        storage: that nodes share.
+    """
     noted = [n for path in study.glob("*/*/run.json") if (n := kept_keys(path.parent))]
     keys = {(n["folder"], key) for n in noted for key in n["keys"]}
-    size = sum(size_of(Path(folder) / key) for folder, key in keys)
+    if storage is not None:  # each node has what it read, the storage has all of it
+        keys = {("cache", key) for _, key in keys}
+        size = sum(sum(storage.names(f"cache/{key}").values()) for _, key in keys)
+    else:
+        size = sum(size_of(Path(folder) / key) for folder, key in keys)
     return {"made": made, "saved": max(0, asked - made), "bytes": size, "keys": len(keys)}
 
 
@@ -65,6 +75,7 @@ def make_result(
     *,
     seconds: float,
     start_costs: list[float],
+    mirror: Mirror,
 ) -> StudyResult:
     """The result of a study whose final runs are done.
 
@@ -74,6 +85,7 @@ def make_result(
         handed: folder of the champion's student.
         seconds: wall-clock time of all sessions.
         start_costs: pauses between trials of one worker, seconds.
+        mirror: what nodes share.
     """
     experiment: Experiment = ready.experiment
     run, accuracy, epochs = best
@@ -110,7 +122,7 @@ def make_result(
         mlflow={},
         wall_clock_s=seconds,
         device_hours=trained / 3600,
-        teacher_passes=teacher_passes(study, asked, made),
+        teacher_passes=teacher_passes(study, asked, made, mirror.storage),
         start_cost_s={"median": pauses[len(pauses) // 2], "largest": pauses[-1]} if pauses else {},
     )
 

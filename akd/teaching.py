@@ -10,7 +10,7 @@ from akd.data import TrainData
 from akd.job import Job
 from akd.session import Here, Session
 from akd.summary import shown_path
-from akd.teacher.keep import Teacher, obtain
+from akd.teacher.keep import Teacher, obtain, teacher_hash
 from akd.terminal import Display, percent
 from akd.tracking import Tracker
 
@@ -30,7 +30,9 @@ def provide(
         tracker: told of the teacher's run.
     """
     teacher, train = experiment.teacher, experiment.teacher.train
-    team = session.team(train.batch_size)
+    team, mirror = session.team(train.batch_size), session.mirror
+    there = output / "teachers" / teacher_hash(experiment, data)
+    mirror.adopt(there)
     with contextlib.ExitStack() as stack:
 
         def changed(folder: Path, delay: float = 0.0) -> None:
@@ -49,6 +51,8 @@ def provide(
             session.carry([Job(str(folder))], team, on_epoch=on_epoch)
 
         found = obtain(experiment, data, output / "teachers", fit, threads=max(1, int(team.cpus)))
+    if not mirror.ended(there):  # trained here, now or before there was a storage; or its weights were given
+        mirror.up_all(there)
     if found.found:
         given = teacher.weights is not None
         display.say(

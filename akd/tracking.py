@@ -40,6 +40,7 @@ class Tracker:
         study: the study's folder.
         experiment_name: MLflow experiment that holds the parent run.
         keep: ``search.log_checkpoints``.
+        fetch: called before a run's folder is read, to bring what another node wrote.
         on_trouble: called once each time the tracker stops answering, with one line.
         retry_s: pause before a failed write is tried again; doubles up to thirty seconds.
     """
@@ -52,11 +53,12 @@ class Tracker:
         experiment_name: str,
         *,
         keep: str = "best",
+        fetch: Callable[[Path, Run], None] = lambda folder, run: None,
         on_trouble: Callable[[str], None] = lambda line: None,
         retry_s: float = 1.0,
     ):
         self.uri, self.output, self.study, self.experiment_name = uri, output, study, experiment_name
-        self.keep, self.on_trouble, self.retry_s = keep, on_trouble, retry_s
+        self.keep, self.fetch, self.on_trouble, self.retry_s = keep, fetch, on_trouble, retry_s
         self.experiment_id = ""
         self.closed: bool | None = None
         self._client: MlflowClient | None = None
@@ -171,6 +173,7 @@ class Tracker:
         run = Run.read(folder)
         if run is None:
             return
+        self.fetch(folder, run)
         notes = Logged.read(folder, self.uri)
         if not notes.run_id:
             notes.run_id, notes.experiment_id = self._create(folder, run), self.experiment_id
@@ -290,7 +293,7 @@ class Tracker:
         if run.rung is not None:
             client.set_tag(run_id, "akd.rung", str(run.rung))
         for tag, text in run.tags.items():
-            if tag not in ("tracking", "seconds"):
+            if tag not in ("tracking", "storage", "seconds"):
                 client.set_tag(run_id, tag if tag.startswith("mlflow.") else f"akd.{tag}", text)
         for key, value in run.results.items():
             client.log_metric(run_id, key, value, timestamp=int((run.ended or 0) * 1000))

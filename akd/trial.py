@@ -6,13 +6,16 @@ Tune's process is kept between trials, and with it the data and the teacher of a
 from __future__ import annotations
 
 import time
-from pathlib import Path
+import traceback
+from dataclasses import fields
 from typing import Any
 
+from akd.cluster import learn
 from akd.fit import EpochRecord
-from akd.job import FAILURES, Job, keep_traceback, reason, run_job
+from akd.job import FAILURES, Job, keep_trace, reason, run_job
 from akd.packing import limit_memory
 from akd.scheduler import METRIC, TIME
+from akd.storage import StorageError
 
 _ended: float | None = None
 
@@ -25,13 +28,9 @@ def run_trial(config: dict[str, Any]) -> None:
     """
     if config["team"] is None:
         limit_memory(config["gpus"])
-    job = Job(
-        config["folder"],
-        config.get("teacher"),
-        every_student=config["every_student"],
-        cache=config["cache"],
-        keep=tuple(config["keep"]),
-    )
+    known = {f.name for f in fields(Job)}
+    job = Job(**{key: value for key, value in config.items() if key in known})
+    learn(job.storage)
     try:
         failed = _in_process(job) if config["team"] is None else _on_workers(job, config["team"])
     finally:
@@ -58,8 +57,10 @@ def _in_process(job: Job) -> str | None:
 
     try:
         run_job(job, on_ready=lambda: ready.__setitem__(0, time.time()), on_epoch=on_epoch)
+    except StorageError:  # nothing of the trial: it is tried again
+        raise
     except FAILURES as error:
-        keep_traceback(Path(job.folder))
+        keep_trace(job, traceback.format_exc())
         return reason(error)
     return None
 

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from akd import folder as run_folder
 from akd.cluster import HEAD, Resources
 from akd.config import Experiment
 from akd.folder import Run
+from akd.job import Job
 from akd.scheduler import METRIC, TIME, StudyASHA, make_scheduler
 from akd.searcher import StudySearcher
 from akd.trial import run_trial
@@ -74,9 +76,7 @@ def run(
     experiment: Experiment,
     searcher: StudySearcher,
     resources: Resources,
-    teacher: Path | None,
-    cache: Path | None,
-    keep: frozenset[str],
+    job: Job,
     *,
     on_epoch: Callable[[Path, int, float], None],
 ) -> tuple[bool, list[float]]:
@@ -85,9 +85,7 @@ def run(
     Args:
         searcher: what to run.
         resources: of a trial, and how many at once.
-        teacher: run folder of the teacher.
-        cache: folder of teachers' outputs, if trials share them.
-        keep: what is kept of them.
+        job: what trials have in common: everything but a folder.
         on_epoch: called with (folder, epoch, validation accuracy).
 
     Returns:
@@ -108,10 +106,7 @@ def run(
         param_space={
             "team": resources.team,
             "gpus": resources.gpus,
-            "teacher": str(teacher) if teacher else None,
-            "cache": str(cache) if cache else None,
-            "keep": sorted(keep),
-            "every_student": experiment.search.log_checkpoints == "all",
+            **{key: value for key, value in asdict(job).items() if key != "folder"},
         },
         tune_config=TuneConfig(
             search_alg=searcher,
@@ -124,7 +119,8 @@ def run(
             name="tune",
             storage_path=str(searcher.folder),
             callbacks=[_Events(on_epoch, start_costs)],
-            failure_config=FailureConfig(max_failures=2),
+            # As often as nodes go away; a run that kills its own process is given up by akd.starts.
+            failure_config=FailureConfig(max_failures=-1),
             verbose=0,
         ),
     )

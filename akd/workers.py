@@ -20,17 +20,19 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from akd.checkpoint import write_text
-from akd.cluster import Team
+from akd.cluster import Team, learn
 from akd.ddp import Group
 from akd.errors import AkdError, DivergedError, RunError
 from akd.fit import EpochRecord
-from akd.job import FAILURES, Job, reason, run_job
+from akd.job import FAILURES, Job, keep_trace, reason, run_job
 from akd.relay import Relay
+from akd.storage import StorageError
 from akd.world import ALONE, World
 
-#: Times a group of workers, and its controller, is started again.
+#: Times a controller is started again.
 _RETRIES = 3
+#: Times a group of workers is: often, for nodes go away. A run that kills its own workers is given up by akd.starts.
+_GROUPS = 50
 #: Seconds for workers to finish their epoch when they are asked to stop.
 _PATIENCE = 20.0
 
@@ -62,6 +64,7 @@ def _work(config: dict[str, Any]) -> None:
     world: World = Group.joined(device) if context.get_world_size() > 1 else ALONE
     relay = config["relay"]
     jobs = [Job(**job) for job in config["jobs"]]
+    learn(jobs[0].storage)
 
     def tell(kind: str, number: int, **news: Any) -> bool:
         """Worker 0 tells and asks, all hear the answer."""
@@ -81,7 +84,7 @@ def _work(config: dict[str, Any]) -> None:
         try:
             results = run_job(job, device=str(device), world=world, on_epoch=on_epoch, stop=last.asked)
         except FAILURES as error:
-            if _lost_a_peer(error):
+            if _lost_a_peer(error) or isinstance(error, StorageError):
                 raise
             news = {"reason": reason(error), "trace": traceback.format_exc()}
             if not isinstance(error, DivergedError):
@@ -125,7 +128,7 @@ def carry(
             name="train",
             storage_path=str(scratch),
             failure_config=FailureConfig(  # type: ignore[call-arg]  # typed as version 1, made as version 2
-                max_failures=_RETRIES, controller_failure_limit=_RETRIES
+                max_failures=_GROUPS, controller_failure_limit=_RETRIES
             ),
         ),
     )
@@ -151,7 +154,7 @@ def carry(
             number, kind = message["job"], message["kind"]
             if kind == "failed":
                 if number not in failures:
-                    write_text(Path(jobs[number].folder) / "error.txt", message["trace"])
+                    keep_trace(jobs[number], message["trace"])
                 failures.setdefault(number, message["reason"])
             stop = bool(failures)
             if kind == "begin":

@@ -15,6 +15,7 @@ from akd import packing
 from akd.cluster import Resources, share
 from akd.config import SearchConfig, load, resolve
 from akd.errors import ExperimentError
+from akd.mirror import Mirror
 from akd.packing import Memory, limit_memory, rehearse, share_of
 from akd.session import Session
 
@@ -116,6 +117,8 @@ ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_t
 os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 from akd import cluster, trial, tuning
 from akd.config import resolve
+from akd.job import Job
+from akd.mirror import Mirror
 from akd.prepare import prepare
 from akd.searcher import StudySearcher, open_study
 from akd.session import Session
@@ -126,7 +129,7 @@ e = resolve({
     "space": {"train.lr": {"type": "float", "low": 0.05, "high": 0.2}},
 })
 ready = prepare(e)
-session = Session(e.search, None)
+session = Session(e.search, None, Mirror(None, Path()))
 session.nodes = cluster.nodes()
 session.resources = cluster.share(e.search, session.nodes)
 resources = session.measured(e, None)
@@ -136,7 +139,7 @@ def on_epoch(path, epoch, accuracy):
     most[0] = max(most[0], len(searcher.live))
     gpus.add(ray.available_resources().get("GPU", 0.0))
 gpus = set()
-tuning.run(ready.experiment, searcher, resources, None, None, frozenset(), on_epoch=on_epoch)
+tuning.run(ready.experiment, searcher, resources, Job(""), on_epoch=on_epoch)
 print(json.dumps([resources.gpus, resources.concurrent, most[0], min(gpus)]))
 """
 
@@ -153,7 +156,7 @@ def test_trials_share_a_gpu_of_ray(gpus: str, wanted: list[float], tmp_path: Pat
     assert len(list(tmp_path.glob("trials/*/history.jsonl"))) == 6
 
 
-def test_the_largest_batch_is_rehearsed_and_the_share_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_largest_batch_is_rehearsed_and_the_share_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What Ray would give is made up; what is asked for, and what is made of the answer, is not."""
     import ray
 
@@ -165,7 +168,7 @@ def test_the_largest_batch_is_rehearsed_and_the_share_used(monkeypatch: pytest.M
 
     monkeypatch.setattr(ray, "remote", remote)
     monkeypatch.setattr(ray, "get", lambda memory: memory)
-    session = Session(SearchConfig(gpus_per_trial="auto"), None)
+    session = Session(SearchConfig(gpus_per_trial="auto"), None, Mirror(None, tmp_path))
     session.nodes = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 4.0}]
     session.resources = share(session.search, session.nodes)
     assert session.resources.concurrent == 2

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from akd import checkpoint
+from akd.storage import Storage
 
 #: Raised whenever the same facts would be kept as other values.
 FORMAT = 1
@@ -151,10 +152,11 @@ class Store:
     Args:
         root: made when something is kept.
         budget: bytes that may lie there besides the passes in use.
+        shared: storage of several nodes, which has everything that any of them made, under ``cache/``.
     """
 
-    def __init__(self, root: Path, budget: int):
-        self.root, self.budget = Path(root), budget
+    def __init__(self, root: Path, budget: int, shared: Storage | None = None):
+        self.root, self.budget, self.shared = Path(root), budget, shared
 
     def use(self, facts: Mapping[str, object], number: int) -> PassFolder:
         """The folder of a pass, made if it is not there; it cannot be removed until it is closed."""
@@ -294,6 +296,7 @@ class PassFolder:
         """
         made: list[int] = []
         pause = 0.002
+        self._fetch(needed, parts, need)
         while lacking := self.missing(needed, parts):
             if not made:
                 self.store.make_room(need * len(lacking) // parts)
@@ -309,6 +312,24 @@ class PassFolder:
                 pause = min(0.1, 1.5 * pause)
         return made
 
+    @property
+    def _key(self) -> str:
+        """What the pass is called in the storage that nodes share."""
+        return f"cache/{self.folder.parent.name}/{self.folder.name}"
+
+    def _fetch(self, needed: Sequence[str], parts: int, need: int) -> None:
+        """Bring what another node has made and this one lacks."""
+        lacking = self.missing(needed, parts)
+        if self.store.shared is None or not lacking:
+            return
+        self.store.make_room(need * len(lacking) // parts)
+
+        def wanted(name: str) -> bool:
+            found = name.split("-")
+            return len(found) == 3 and found[0].isdigit() and found[1] in lacking.get(int(found[0]), ())
+
+        self.store.shared.fetch(self._key, self.folder, wanted)
+
     def _write(self, part: int, outputs: Mapping[str, Tensor], half: bool) -> None:
         there = self.files()
         for output, values in outputs.items():
@@ -323,7 +344,10 @@ class PassFolder:
                     raise
                 self.store.make_room(2 * len(content), free=True)
                 _flushed(side, content)
-            os.replace(side, self.folder / f"{part:04d}-{output}-{zlib.crc32(content):08x}.arrow")
+            name = f"{part:04d}-{output}-{zlib.crc32(content):08x}.arrow"
+            if self.store.shared is not None:
+                self.store.shared.put_bytes(content, f"{self._key}/{name}")
+            os.replace(side, self.folder / name)
 
     def read(self, output: str, parts: int) -> list[Column]:
         """An output of all parts.
@@ -346,6 +370,8 @@ class PassFolder:
                 except (ValueError, KeyError, TypeError, AttributeError) as error:  # ArrowInvalid is a ValueError
                     problem = str(error)
             warnings.warn(f"{path} is damaged ({problem}); it is made again", stacklevel=2)
+            if self.store.shared is not None:  # where it may have come from
+                self.store.shared.remove_object(f"{self._key}/{path.name}")
             path.unlink(missing_ok=True)
             raise Damaged(str(path))
         return columns
