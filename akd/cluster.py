@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -27,6 +28,8 @@ _SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # A failed trial reports its reason and no accuracy.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # A process that died with its node is told of in a line, without Tune's stack.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "30",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     # How soon Ray Train sees that workers have ended or died; its default adds two seconds to every run.
@@ -171,6 +174,31 @@ def protect_token(path: Path | None = None) -> None:
     except FileExistsError:
         if path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
             path.chmod(0o600)
+
+
+def check_reached(shown: str) -> None:
+    """Have every node that can train try the storage: else its runs would fail, one after the other.
+
+    Raises:
+        ExperimentError: a node cannot read it.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"] and node["Resources"].get("CPU", 0):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task: Any = ray.remote(_reaches)
+            asked[node["NodeManagerAddress"]] = task.options(num_cpus=0, scheduling_strategy=there).remote(shown)
+    for address, answer in asked.items():
+        if (why := ray.get(answer)) is not None:
+            raise ExperimentError(f"cannot be used on node {address}: {why}", key="storage", value=shown)
+
+
+def _reaches(shown: str) -> str | None:
+    learn(shown)
+    return storage.Storage(shown, patience_s=10).tried()
 
 
 def hand_on(shown: str | None) -> None:

@@ -189,6 +189,7 @@ class StudySearcher(Searcher):
         if run is None:
             run = Run("control", f"control {name}")
             run_folder.create(folder, experiment, run)
+        self.fetch(folder)
         return _Live(folder, run, None, set())
 
     def _ask(self) -> _Live:
@@ -244,6 +245,7 @@ class StudySearcher(Searcher):
         folder = self.folder / "trials" / f"{frozen.number:05d}"
         run = Run.read(folder)
         if run is not None:
+            self.fetch(folder)
             return _Live(folder, run, frozen._trial_id, set(frozen.intermediate_values))
         # Killed between the suggestion and its folder: the journal holds every value.
         if frozen.state == TrialState.WAITING:

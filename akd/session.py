@@ -44,6 +44,8 @@ class Session:
             self.nodes = cluster.all_nodes()
             cluster.check_shared(self.nodes, self.mirror.shown)
             cluster.hand_on(self.mirror.shown)
+            if self.mirror.shown:
+                cluster.check_reached(self.mirror.shown)
             self.resources = cluster.share(self.search, self.nodes)
             self.need(self.resources.team)
         except BaseException:

@@ -36,7 +36,11 @@ _given: dict[str, str] = {}
 
 
 class StorageError(AkdError):
-    """Storage does not answer, or refuses. Says nothing of the run that needed it: it may go on later."""
+    """Storage does not answer. Says nothing of the run that needed it: it may go on later."""
+
+
+class RefusedError(AkdError):
+    """Storage answers, but not to this node: that will not pass by itself."""
 
 
 def admit(address: str) -> str:
@@ -100,7 +104,7 @@ def check(address: str) -> None:
 def _why(error: BaseException) -> str:
     """pyarrow's reason, without the request that failed."""
     text = scrubbed(reason(error))
-    found = re.search(r"AWS Error (.*)", text)
+    found = re.search(r"AWS Error (.*?)(?:; Details:.*)?$", text)
     return found[1] if found else text
 
 
@@ -124,8 +128,9 @@ class Storage:
             except FileNotFoundError:
                 raise
             except OSError as error:
-                denied = isinstance(error, PermissionError) or "ACCESS_DENIED" in str(error)
-                if denied or time.monotonic() + pause > end:
+                if isinstance(error, PermissionError) or re.search(r"ACCESS_DENIED|INVALID_ACCESS_KEY", str(error)):
+                    raise RefusedError(f"storage {self.shown}: {_why(error)}") from None
+                if time.monotonic() + pause > end:
                     raise StorageError(f"storage {self.shown}: {_why(error)}") from None
                 time.sleep(pause)
                 pause = min(2 * pause, 30.0)
@@ -136,6 +141,18 @@ class Storage:
     @property
     def _local(self) -> bool:
         return str(self.system.type_name) == "local"
+
+    def tried(self) -> str | None:
+        """Why this node cannot write there, read and remove; ``None`` if it can."""
+        key = f".tried-{uuid.uuid4().hex}"
+        try:
+            self.put_bytes(b"akd", key)
+            self.get_bytes(key)
+            self.names("")
+            self.remove_object(key)
+        except (OSError, AkdError) as error:
+            return reason(error)
+        return None
 
     def put(self, path: Path, key: str) -> None:
         """Keep a file under ``key``, in place of what is there."""

@@ -339,6 +339,7 @@ class _Study:
                 resources,
                 self.mirror.jobs([job])[0],
                 on_epoch=self._epoch,
+                on_lost=self._lost,
             )
         shutil.rmtree(self.folder / "tune", ignore_errors=True)
         if stopped:
@@ -361,6 +362,11 @@ class _Study:
             self.display.update(run, epoch, accuracy)
         # Epochs are gathered: a write costs the driver more than a small epoch costs its worker.
         self.tracker.changed(folder, delay=3)
+
+    def _lost(self, folder: Path) -> None:
+        run = Run.read(folder)
+        if run is not None:
+            self.display.say(f"{run.name}: its process is gone; it goes on from its last epoch", "yellow")
 
     def _finish(self, session: Session, teacher: Teacher | None, before: float, began: float) -> StudyResult:
         from akd.searcher import ranking

@@ -24,10 +24,12 @@ from akd.trial import run_trial
 
 
 class _Events(Callback):
-    """Tells the study of every finished epoch."""
+    """Tells the study of every finished epoch, and of trials whose process was lost."""
 
-    def __init__(self, on_epoch: Callable[[Path, int, float], None], start_costs: list[float]):
-        self.on_epoch, self.start_costs = on_epoch, start_costs
+    def __init__(
+        self, on_epoch: Callable[[Path, int, float], None], on_lost: Callable[[Path], None], start_costs: list[float]
+    ):
+        self.on_epoch, self.on_lost, self.start_costs = on_epoch, on_lost, start_costs
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks into its snapshots, which akd never reads: nothing goes in."""
@@ -40,6 +42,9 @@ class _Events(Callback):
             self.on_epoch(Path(trial.config["folder"]), int(result[TIME]), float(result[METRIC]))
         if "start_cost_s" in result:
             self.start_costs.append(float(result["start_cost_s"]))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.on_lost(Path(trial.config["folder"]))
 
 
 @contextmanager
@@ -79,6 +84,7 @@ def run(
     job: Job,
     *,
     on_epoch: Callable[[Path, int, float], None],
+    on_lost: Callable[[Path], None] = lambda folder: None,
 ) -> tuple[bool, list[float]]:
     """Run controls and trials until the searcher has no more.
 
@@ -87,6 +93,7 @@ def run(
         resources: of a trial, and how many at once.
         job: what trials have in common: everything but a folder.
         on_epoch: called with (folder, epoch, validation accuracy).
+        on_lost: called with the folder of a trial whose process died, alone or with its node; it is tried again.
 
     Returns:
         Whether the user asked to stop, and the seconds each warm worker took from one trial to the next.
@@ -118,7 +125,7 @@ def run(
         run_config=RunConfig(
             name="tune",
             storage_path=str(searcher.folder),
-            callbacks=[_Events(on_epoch, start_costs)],
+            callbacks=[_Events(on_epoch, on_lost, start_costs)],
             # As often as nodes go away; a run that kills its own process is given up by akd.starts.
             failure_config=FailureConfig(max_failures=-1),
             verbose=0,
