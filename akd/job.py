@@ -23,6 +23,8 @@ from akd.config import load as load_experiment
 from akd.data import TrainData
 from akd.data import load as load_data
 from akd.data import split as split_data
+from akd.data.cifar import prepare
+from akd.data.dataset import data_dir
 from akd.data.loader import held_out_batches
 from akd.errors import AkdError, RunError
 from akd.fill import fill
@@ -164,6 +166,8 @@ def _run(
             store()
     experiment = load_experiment(folder / "experiment.yaml", {}, strict=False)
     source = teacher_source(experiment, job, device)
+    if job.storage is not None and experiment.data.name in ("cifar10", "cifar100"):
+        prepare(experiment.data.name, data_dir(experiment.data))  # the node may be new
     data = _data(experiment.data)
     on_ready()
     if job.passes:

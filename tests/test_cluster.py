@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -190,3 +191,45 @@ def test_a_ray_that_wants_another_token_is_one_line() -> None:
     with mock.patch.dict(os.environ), init, pytest.raises(ExperimentError) as caught:
         cluster.connect("192.0.2.1:6379")
     assert str(caught.value) == "ray-address = '192.0.2.1:6379': asks for its token: No token"
+
+
+HEAD_FILE = """
+cluster_name: x
+max_workers: 5
+head_node_type: head
+available_node_types:
+  head: {resources: {CPU: 4}, max_workers: 0}
+  spot: {resources: {CPU: 8, GPU: 1}, max_workers: 3}
+  other: {resources: {CPU: 16, GPU: 2}}
+  unknown: {resources: {}, max_workers: 4}
+"""
+
+
+class TestNodesToCome:
+    def test_as_many_as_the_file_allows_less_those_that_are_there(self, tmp_path: Path) -> None:
+        path = tmp_path / "ray_bootstrap_config.yaml"
+        path.write_text(HEAD_FILE)
+        spot, other = {"CPU": 8, "GPU": 1}, {"CPU": 16, "GPU": 2}
+        assert cluster.coming(path, 0) == [spot] * 3 + [other] * 2
+        assert cluster.coming(path, 2) == [spot] * 3
+        assert cluster.coming(path, 9) == []
+        # A trial of four workers fits on what may come, with a head that has no GPU.
+        nodes = [{"CPU": 4.0}, *cluster.coming(path, 0)]
+        assert share(SearchConfig(workers_per_trial=4), nodes).concurrent == 1
+
+    @pytest.mark.parametrize(
+        "text", [None, "[", "max_workers: 2", "available_node_types: 3", "available_node_types: {a: 1}"]
+    )
+    def test_a_file_that_is_none_is_named(self, text: str | None, tmp_path: Path) -> None:
+        path = tmp_path / "file.yaml"
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(ExperimentError, match="AKD_CLUSTER_FILE") as error:
+            cluster.coming(path, 0)
+        assert "\n" not in str(error.value)
+
+    def test_several_nodes_must_share_something(self) -> None:
+        cluster.check_shared([node(2)], None)
+        cluster.check_shared([node(2), node(2)], "s3://bucket/akd")
+        with pytest.raises(ExperimentError, match=r"has 2 nodes.*--storage s3://BUCKET/FOLDER"):
+            cluster.check_shared([node(2), node(2)], None)

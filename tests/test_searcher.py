@@ -480,3 +480,26 @@ def test_a_journal_opens_again_as_it_was(tmp_path: Path) -> None:
     assert study.direction == optuna.study.StudyDirection.MAXIMIZE
     assert [t.state for t in study.trials] == [t.state for t in open_study(tmp_path / "optuna.log", "s").trials]
     assert study.trials[0].state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+class TestALostJournal:
+    """A study that another machine steered comes without Optuna's journal: the folders have all of it."""
+
+    @pytest.mark.parametrize("space", [FLAT, CONDITIONAL], ids=["flat", "conditional"])
+    def test_goes_on_as_if_it_were_there(self, space: dict[str, Any], tmp_path: Path) -> None:
+        e = experiment(space, trials=6, seed=2)
+        Session(tmp_path / "whole", e).run()
+        wanted = trials_of(tmp_path / "whole")
+        first = Session(tmp_path / "cut", e)
+        for started in iter(first.start, None):
+            epochs = first.epochs(*started)
+            if started[1]["name"] == "trial 4":  # in its second epoch
+                next(epochs)
+                break
+            list(epochs)
+        (tmp_path / "cut" / "optuna.log").unlink()
+        second = Session(tmp_path / "cut", e)
+        second.run()
+        assert second.order[0] == "trial 4"
+        assert trials_of(tmp_path / "cut") == wanted
+        assert folders_of(tmp_path / "cut") == folders_of(tmp_path / "whole")

@@ -14,6 +14,8 @@ from packaging.version import Version
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from akd.cluster import coming
+
 CHECKOUT = Path(__file__).parents[2]
 FOLDER = CHECKOUT / "clusters"
 LAUNCHED = ["aws", "gcp", "onprem"]
@@ -118,7 +120,23 @@ def test_the_image_holds_a_ray_that_akd_runs_with(name: str) -> None:
     assert Version(versions.pop()) in asked.specifier
 
 
-def test_a_search_of_one_node_starts_no_workers() -> None:
-    """Several nodes are refused without storage that they share: workers would cost and stay idle."""
+def test_workers_are_started_only_where_nodes_share_storage() -> None:
+    """Several nodes are refused without it: workers would cost and stay idle."""
     for name in LAUNCHED:
-        assert prepare_config(load(name))["max_workers"] == 0
+        cluster = prepare_config(load(name))
+        shared = "export AKD_STORAGE=s3://$AKD_BUCKET/" in commands(cluster)
+        assert (cluster["max_workers"] > 0) == shared == (name == "aws")
+        assert cluster.get("min_workers", 0) == 0
+
+
+def test_a_search_on_aws_knows_how_many_workers_may_come(tmp_path: Path) -> None:
+    cluster = prepare_config(load("aws"))
+    (line,) = [c for c in cluster["head_setup_commands"] if "AKD_CLUSTER_FILE" in c]
+    assert "AKD_CLUSTER_FILE=~/ray_bootstrap_config.yaml" in line
+    assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in commands(cluster)
+    assert "AKD_CLUSTER_FILE" not in "".join(cluster["setup_commands"])  # workers start nothing
+    for kind in cluster["available_node_types"].values():  # as Ray asks EC2 for them, see test_aws.py
+        kind["resources"] = {"CPU": 4, "GPU": 1}
+    (tmp_path / "file").write_text(yaml.safe_dump(cluster))
+    assert len(coming(tmp_path / "file", 0)) == 8
+    assert len(coming(tmp_path / "file", 3)) == 5
