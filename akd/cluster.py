@@ -118,7 +118,7 @@ def connect(address: str | None) -> bool:
                 log_to_driver=False,
                 runtime_env=runtime,
             )
-        except ConnectionError as error:
+        except (ConnectionError, ray.exceptions.RaySystemError) as error:
             raise ExperimentError(
                 f"no Ray answers there: {str(error).splitlines()[0]}", key="ray-address", value=address
             ) from None

@@ -89,10 +89,15 @@ class Session:
     def team(self, batch_size: int) -> Team:
         """The workers of a run that has everything to itself; see :func:`akd.cluster.everything`.
 
-        Everything is what is there now: a node that Ray could start is only waited for where a number was asked for.
+        Everything is what is there now: a node that Ray could start is only waited for where a number was asked for, or
+        where no device of the kind is there yet.
         """
-        there = self.nodes if self.search.final_workers else cluster.nodes()
-        return cluster.everything(self.search, there, batch_size)
+        there, kind = cluster.nodes(), "GPU" if any(n.get("GPU", 0) for n in self.nodes) else "CPU"
+        if self.search.final_workers:
+            return cluster.everything(self.search, self.nodes, batch_size)
+        if any(n.get(kind, 0) >= 1 for n in there):
+            return cluster.everything(self.search, there, batch_size)
+        return cluster.everything(replace(self.search, final_workers=1), self.nodes, batch_size)
 
     def need(self, team: Team | None) -> None:
         """Make sure that Ray can look after the workers of a team."""

@@ -29,10 +29,9 @@ from akd.relay import Relay
 from akd.storage import StorageError
 from akd.world import ALONE, World
 
-#: Times a controller is started again.
-_RETRIES = 3
-#: Times a group of workers is: often, for nodes go away. A run that kills its own workers is given up by akd.starts.
-_GROUPS = 50
+#: Times a group of workers is started again, and times that it cannot start: often, for nodes go away at any moment. A
+#: run that kills its own workers is given up by akd.starts.
+_RETRIES = 50
 #: Seconds for workers to finish their epoch when they are asked to stop.
 _PATIENCE = 20.0
 
@@ -128,7 +127,7 @@ def carry(
             name="train",
             storage_path=str(scratch),
             failure_config=FailureConfig(  # type: ignore[call-arg]  # typed as version 1, made as version 2
-                max_failures=_GROUPS, controller_failure_limit=_RETRIES
+                max_failures=_RETRIES, controller_failure_limit=_RETRIES
             ),
         ),
     )
