@@ -263,7 +263,7 @@ def _search(args: argparse.Namespace, words: list[str]) -> None:
         from akd import dryrun, study
         from akd.terminal import standard_console
 
-        ready, _, _ = study.check(experiment, **_places(args))
+        ready, _, _, _ = study.check(experiment, **_places(args))
         dryrun.show(ready, standard_console(), Path(args.output))
         return
     from akd import study

@@ -134,12 +134,22 @@ class Mirror:
 
 
 def open_mirror(address: str | None, output: Path) -> Mirror:
-    """The counterpart of an output folder at an address, which may hold credentials.
+    """The counterpart of an output folder.
+
+    Args:
+        address: of the storage, with or without credentials; default ``$AKD_STORAGE``, else there is none.
 
     Raises:
-        ExperimentError: no address of a storage.
+        ExperimentError: no address of a storage, or it cannot be read.
     """
-    return Mirror(admit(address) if address else None, output)
+    full = address or os.environ.get("AKD_STORAGE")
+    if not full:
+        return Mirror(None, output)
+    try:
+        check(full)
+    except ExperimentError as error:
+        raise error.at(None if address else "AKD_STORAGE") from None
+    return Mirror(admit(full), output)
 
 
 def mirror_of(name: str, output: Path, address: str | None) -> Mirror:
@@ -151,14 +161,11 @@ def mirror_of(name: str, output: Path, address: str | None) -> Mirror:
     Raises:
         ExperimentError: it was started with another storage, or this one cannot be read.
     """
-    given = address or os.environ.get("AKD_STORAGE")
     run = None
     with contextlib.suppress(ValueError, TypeError, OSError):  # a folder that is damaged is told of by whoever reads it
         run = Run.read(output / name)
     before = run.tags.get("storage") if run is not None else None
-    if given:
-        check(given)
-    mirror = open_mirror(given or before, output)
+    mirror = open_mirror(address or (before if "AKD_STORAGE" not in os.environ else None), output)
     if run is None:
         mirror.adopt(output / name)
     elif mirror.shown != before:

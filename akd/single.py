@@ -29,7 +29,6 @@ from akd.session import Here, Session
 from akd.sharing import Sharing, cache_folder, check_cache, sharing
 from akd.space import Space
 from akd.storage import StorageError
-from akd.storage import check as check_storage
 from akd.study import batch_sizes, resolved
 from akd.summary import program, shown_path
 from akd.teacher.cache import size_of
@@ -92,7 +91,7 @@ def distil(
     folder = study_folder(Path(output).absolute(), default_name(full) if name is None else name, resume=False)
     open_threads = full.train.threads is None
     full = replace(complete(full), space={})
-    mirror = _mirror(storage, folder.parent)
+    mirror = open_mirror(storage, folder.parent)
     data = _check(full, workers, ray_address, mirror)
     if mirror.storage is not None and mirror.storage.exists(f"{folder.name}/run.json"):
         problem = f"exists already in {mirror.shown}; choose another --name"
@@ -153,7 +152,7 @@ def teach(
 ) -> Teacher:
     """The experiment's teacher, trained if it is not kept already; arguments and errors as of :func:`distil`."""
     full = complete(resolved(experiment))
-    mirror = _mirror(storage, Path(output))
+    mirror = open_mirror(storage, Path(output))
     data = _check(full, workers, ray_address, mirror)
     check_output(Path(output))
     display = display or Display(full.teacher.train.epochs, 0, [])
@@ -184,7 +183,7 @@ def cache(
     full = complete(resolved(experiment))
     if passes is not None and (not isinstance(passes, int) or isinstance(passes, bool) or passes < 1):
         raise ExperimentError("must be a whole number of at least 1", key="passes", value=passes)
-    mirror = _mirror(storage, Path(output))
+    mirror = open_mirror(storage, Path(output))
     data = _check(full, workers, ray_address, mirror)
     check_output(Path(output))
     ready = prepare(full) if full.space else Prepared(full, data, Space(()), {})
@@ -241,13 +240,6 @@ def _fill(
     asked = f"{', '.join(keep)} of {passes} pass{'es' * (passes != 1)}"
     display.say(f"run on {made[0]:,.0f} images; {asked} in {place}: {size}")
     return keys
-
-
-def _mirror(storage: str | None, output: Path) -> Mirror:
-    address = storage or os.environ.get("AKD_STORAGE")
-    if address:
-        check_storage(address)
-    return open_mirror(address, output)
 
 
 def _check(full: Experiment, workers: int | None, ray_address: str | None, mirror: Mirror) -> TrainData:

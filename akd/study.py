@@ -33,7 +33,6 @@ from akd.result import StudyResult
 from akd.session import Session
 from akd.sharing import cache_folder, check_cache, sharing
 from akd.storage import StorageError
-from akd.storage import check as check_storage
 from akd.summary import closing_lines, closing_title, make_result, program, runs, shown_path
 from akd.teacher.keep import Teacher, find
 from akd.teacher.served import live_because
@@ -70,8 +69,7 @@ def search(
         Interrupted: asked to stop; :func:`resume` goes on.
         AkdError: the search could not be finished.
     """
-    storage = storage or os.environ.get("AKD_STORAGE")
-    ready, folder, uri = check(
+    ready, folder, uri, mirror = check(
         experiment,
         name=name,
         output=output,
@@ -80,7 +78,6 @@ def search(
         ray_address=ray_address,
         storage=storage,
     )
-    mirror = open_mirror(storage, folder.parent)
     name, tags = folder.name, {"tracking": scrubbed(uri), "versions": versions(), **mirror.tags()}
     if mirror.storage is not None and mirror.storage.exists(f"{name}/run.json"):
         problem = f"exists already in {mirror.shown}; go on with 'akd search --resume {name}' or choose another --name"
@@ -104,11 +101,11 @@ def check(
     tracking_later: bool = False,
     ray_address: str | None = None,
     storage: str | None = None,
-) -> tuple[Prepared, Path, str]:
+) -> tuple[Prepared, Path, str, Mirror]:
     """Everything that can be said against a search before it starts; writes nothing. Arguments as in :func:`search`.
 
     Returns:
-        What would be searched, the study's folder and the MLflow address.
+        What would be searched, the study's folder, the MLflow address, and what nodes share.
     """
     full = resolved(experiment)
     folder = study_folder(Path(output).absolute(), default_name(full) if name is None else name, resume=False)
@@ -118,17 +115,15 @@ def check(
         with placed(full):
             cluster.share(full.search, [cluster.machine()])
     ready = prepare(full)
-    storage = storage or os.environ.get("AKD_STORAGE")
-    if storage:
-        check_storage(storage)
+    mirror = open_mirror(storage, folder.parent)
     with placed(full):
         check_cache(full)
-        cluster.check(full.search, ray_address, batch_sizes(full), shared=storage)
+        cluster.check(full.search, ray_address, batch_sizes(full), shared=mirror.shown)
     try:
         check_tracking(uri, folder.parent, answers=not tracking_later)
     except ExperimentError as error:
         raise error.at(None if tracking_uri else "MLFLOW_TRACKING_URI") from None
-    return ready, folder, uri
+    return ready, folder, uri, mirror
 
 
 def resume(

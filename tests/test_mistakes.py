@@ -589,6 +589,9 @@ MACHINES = {
     "more GPUs than there are": flags("--gpus-per-trial", "1000", says=["--gpus-per-trial", "1000", "fits on no node"]),
     "no Ray there": flags("--ray-address", "127.0.0.1:1", says=["ray-address", "127.0.0.1:1", "no Ray answers"]),
     "no Ray client there": flags("--ray-address", "ray://127.0.0.1:1", says=["ray-address", "no Ray answers"]),
+    "no address of a storage": flags("--storage", "bucket/x", says=["storage = 'bucket/x'", "s3://BUCKET/FOLDER"]),
+    "a storage of no kind": flags("--storage", "s4://bucket/x", says=["storage", "did you mean 's3'?"]),
+    "no bucket": flags("--storage", "s3://", says=["storage = 's3://'", "must name a bucket"]),
     "no address of a Ray": flags("--ray-address", "hello", says=["ray-address = 'hello'", "HOST:PORT", "auto"]),
     "no tracker there": flags(
         "--tracking-uri", FREE, says=["'http://127.0.0.1:1'", "does not answer: Connection refused", "--tracking-later"]
@@ -999,7 +1002,7 @@ def called(arguments: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
     places: dict[str, Any] = {}
     values: dict[str, Any] = {}
     for flag, text in zip(words[::2], words[1::2], strict=True):
-        if flag in ("--name", "--output", "--tracking-uri", "--ray-address"):
+        if flag in ("--name", "--output", "--tracking-uri", "--ray-address", "--storage"):
             places[flag[2:].replace("-", "_")] = text
             continue
         key = cli._FLAGS[flag][0] if flag in cli._FLAGS else flag[2:]
