@@ -172,6 +172,8 @@ class Store:
                         os.utime(folder)
                         if not (key / "key.json").exists():
                             checkpoint.write_json(key / "key.json", {"format": FORMAT, **facts})
+                            if self.shared is not None:
+                                self.shared.put(key / "key.json", f"cache/{key.name}/key.json")
                         return PassFolder(self, folder, handle)
                 except BaseException:
                     os.close(handle)

@@ -1,7 +1,7 @@
 """A Ray of several nodes on this machine, in a process of its own that adds and removes them when it is told to.
 
 Run as a program: prints the address, then reads ``remove K`` (SIGKILL to all of node K), ``term K`` (SIGTERM, as a spot
-machine gets it) and ``add``, and answers each with a line.
+machine gets it) and ``add``, and answers each with a line. Run with ``join ADDRESS`` it is one more node.
 """
 
 from __future__ import annotations
@@ -108,5 +108,32 @@ def _serve(count: int, head: int, each: int) -> None:
         print("done", flush=True)
 
 
+def _join(address: str) -> None:
+    """Be one more node of a Ray, until killed."""
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    # As a Cluster adds one, which 'ray start' does not on loopback alone.
+    facts = RayParams(
+        num_cpus=1,
+        num_gpus=0,
+        object_store_memory=150 << 20,
+        min_worker_port=0,
+        max_worker_port=0,
+        gcs_address=address,
+        redis_address=address,
+        node_manager_port=0,
+        include_log_monitor=False,
+        dashboard_agent_listen_port=None,
+    )
+    node = Node(facts, head=False, shutdown_at_exit=False, spawn_reaper=False)
+    print("joined", node.unique_id, flush=True)
+    signal.pause()
+
+
 if __name__ == "__main__":
-    _serve(*(int(word) for word in sys.argv[1:4]))
+    if sys.argv[1] == "join":
+        _join(sys.argv[2])
+    else:
+        _serve(*(int(word) for word in sys.argv[1:4]))
