@@ -110,6 +110,8 @@ def connect(address: str | None) -> bool:
                 log_to_driver=False,
                 runtime_env=runtime,
             )
+        except SystemExit:  # while it starts, Ray ends a process that gets SIGTERM, without a word
+            raise KeyboardInterrupt from None
         except ConnectionError as error:
             raise ExperimentError(
                 f"no Ray answers there: {str(error).splitlines()[0]}", key="ray-address", value=address

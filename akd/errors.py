@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+#: What a full disk, or a quota that is used up, is called in an exception's text: by the system, which Ray and Python
+#: pass on, by the writer of safetensors, by sqlite.
+_FULL = ("No space left on device", "Disk quota exceeded", "(os error 28)", "(os error 122)", "disk is full")
 
 
 class AkdError(Exception):
@@ -53,6 +58,22 @@ class CheckpointError(AkdError):
 
 class Interrupted(AkdError):  # noqa: N818 - an event, not a fault
     """The user or the machine asked akd to stop; state on disk allows going on."""
+
+
+class DiskFull(AkdError):  # noqa: N818 - an event, not a fault
+    """Nothing more can be written; what was being done is not at fault and can go on when there is space."""
+
+
+def is_full(error: BaseException | str | None) -> bool:
+    """True if an exception, one that it came from, or the reason it was told as, speaks of a full disk."""
+    if isinstance(error, str):
+        return any(words in error for words in _FULL)
+    if error is None:
+        return False
+    if isinstance(error, DiskFull) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # Ray makes one text of other processes' exceptions.
+    return is_full(str(error)) or is_full(error.__cause__) or is_full(error.__context__)
 
 
 def _short(text: str, most: int = 160) -> str:

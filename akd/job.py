@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import traceback
 from collections.abc import Callable, Sequence
@@ -194,5 +195,6 @@ def reason(error: BaseException) -> str:
 
 
 def keep_traceback(folder: Path) -> None:
-    """Write the exception being handled to ``error.txt``."""
-    (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+    """Write the exception being handled to ``error.txt``, if the disk has room for it."""
+    with contextlib.suppress(OSError):
+        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")

@@ -19,11 +19,12 @@ from akd import folder as run_folder
 from akd.addresses import check_tracking
 from akd.config import Experiment, SearchConfig
 from akd.data import TrainData
-from akd.errors import ExperimentError, Interrupted, RunError, many
+from akd.errors import AkdError, ExperimentError, Interrupted, RunError, is_full, many
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.job import Job, kept_keys
 from akd.logged import default_uri, experiment_title, scrubbed
 from akd.prepare import Prepared, check_output, checked, complete, default_name, placed, prepare, study_folder
+from akd.room import PATIENCE_S, out_of_room
 from akd.session import Here, Session
 from akd.sharing import Sharing, cache_folder, check_cache, sharing
 from akd.space import Space
@@ -271,6 +272,7 @@ def _train(
             keep=full.search.log_checkpoints,
             on_trouble=lambda text: display.say(text, "yellow"),
         )
+        crowded = False
         display.say(f"run {folder.name}: {line}, {full.method.title}, {len(data.train)} training images")
         try:
             if run.state == COMPLETE:
@@ -281,14 +283,17 @@ def _train(
                 with _session(full, workers, ray_address) as session:
                     _carry(session, full, data, folder, run, display, tracker)
         except (KeyboardInterrupt, Interrupted):
-            where = "" if folder.parent == Path("runs").absolute() else f" --output {shown_path(folder.parent)}"
-            raise Interrupted(f"stopped; go on with: {program()} train --resume {folder.name}{where}") from None
-        except RunError as error:
+            raise Interrupted(f"stopped; go on with: {_resume_command(folder)}") from None
+        except (RunError, OSError) as error:
+            if crowded := is_full(error):
+                raise AkdError(out_of_room(folder, _resume_command(folder), error)) from None
+            if isinstance(error, OSError):
+                raise
             run.end(folder, FAILED, str(error))
             raise RunError(f"{error} (see {shown_path(folder)}/error.txt)") from None
         finally:
             tracker.changed(folder)
-            if not tracker.close():
+            if not tracker.close(PATIENCE_S if crowded else 60):
                 display.say(f"MLflow at {scrubbed(uri)} did not take everything", "yellow")
         history = run_folder.history(folder)
         result = TrialResult(
@@ -301,6 +306,11 @@ def _train(
         )
     display.panel(f"{full.method.title}, {full.student.name}", _closing(result, full))
     return result
+
+
+def _resume_command(folder: Path) -> str:
+    where = "" if folder.parent == Path("runs").absolute() else f" --output {shown_path(folder.parent)}"
+    return f"{program()} train --resume {folder.name}{where}"
 
 
 def _carry(

@@ -22,12 +22,13 @@ from akd.addresses import check_tracking
 from akd.champion import at_length_of, final_seeds, finals, hand_over
 from akd.cluster import Resources
 from akd.config import Experiment
-from akd.errors import AkdError, ExperimentError, Interrupted, many, reason
+from akd.errors import AkdError, ExperimentError, Interrupted, is_full, many, reason
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.logged import default_uri, experiment_title, scrubbed
 from akd.prepare import Prepared, complete, default_name, placed, prepare, study_folder
 from akd.provenance import versions
 from akd.result import StudyResult
+from akd.room import PATIENCE_S, out_of_room, skipped_if_full
 from akd.session import Session
 from akd.sharing import cache_folder, check_cache, sharing
 from akd.summary import closing_lines, closing_title, make_result, program, runs, shown_path
@@ -190,7 +191,7 @@ class _Study:
             if self.record.state != RUNNING and finished is None:
                 self.record.state, self.record.ended, self.record.reason = RUNNING, None, None
                 self.record.write(self.folder)
-            before, began = float(self.record.tags.get("seconds", 0)), time.time()
+            before, began, full = float(self.record.tags.get("seconds", 0)), time.time(), False
             experiment_name = experiment_title(e.data.name, e.teacher.name, e.student.name)
             self.tracker = Tracker(
                 self.uri,
@@ -214,14 +215,18 @@ class _Study:
             except (KeyboardInterrupt, Interrupted):
                 raise Interrupted(f"stopped; go on with: {self.resume_command()}") from None
             except BaseException as error:
+                if is_full(error):  # the study has not failed: it goes on where there is space
+                    full = True
+                    raise AkdError(out_of_room(self.folder, self.resume_command(), error)) from None
                 self.record.end(self.folder, FAILED, str(error).splitlines()[0] if str(error) else type(error).__name__)
                 self.tracker.changed(self.folder)
                 raise
             finally:
                 if finished is None:
                     self.record.tags["seconds"] = f"{before + time.time() - began:.1f}"
-                    self.record.write(self.folder)
-                self._close_tracker()
+                    with skipped_if_full():  # the seconds alone are lost
+                        self.record.write(self.folder)
+                self._close_tracker(PATIENCE_S if full else 60)
 
     @property
     def _where(self) -> str:
@@ -411,8 +416,8 @@ class _Study:
         self.record.tags |= {"best_trial": str(result.best_trial["number"]), "mlflow.note.content": result.note()}
         self.record.end(self.folder, COMPLETE, None, **figures)
 
-    def _close_tracker(self) -> bool:
-        if self.tracker.closed is None and not self.tracker.close():
+    def _close_tracker(self, patience_s: float = 60.0) -> bool:
+        if self.tracker.closed is None and not self.tracker.close(patience_s):
             self.display.say(
                 f"MLflow at {scrubbed(self.uri)} did not take everything; '{self.resume_command()}' fills it in",
                 "yellow",

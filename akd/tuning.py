@@ -15,6 +15,7 @@ from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig
 from akd import folder as run_folder
 from akd.cluster import HEAD, Resources
 from akd.config import Experiment
+from akd.errors import DiskFull, is_full
 from akd.folder import Run
 from akd.scheduler import METRIC, TIME, StudyASHA, make_scheduler
 from akd.searcher import StudySearcher
@@ -92,6 +93,9 @@ def run(
 
     Returns:
         Whether the user asked to stop, and the seconds each warm worker took from one trial to the next.
+
+    Raises:
+        DiskFull: of a trial, of the study's own records, or of Tune's; ended in order, runs that have not ended go on.
     """
     scheduler = make_scheduler(experiment)
     if isinstance(scheduler, StudyASHA):
@@ -129,5 +133,14 @@ def run(
         ),
     )
     with _graceful(lambda: setattr(searcher, "closed", True)) as asked:
-        tuner.fit()
+        if threading.current_thread() is threading.main_thread():
+            searcher.on_full = lambda: signal.raise_signal(signal.SIGUSR1)
+        try:
+            tuner.fit()
+        except Exception as error:  # Tune keeps records of its own beside the study, and may be the first to notice
+            if searcher.full is None and not is_full(error):
+                raise
+            searcher.full = searcher.full or str(error).strip().splitlines()[-1]
+    if searcher.full is not None:
+        raise DiskFull(searcher.full)
     return asked.is_set(), start_costs

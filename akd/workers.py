@@ -6,6 +6,7 @@ the last epoch in it. Ray Train's own checkpoints and reports are not used.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import threading
@@ -151,7 +152,8 @@ def carry(
             number, kind = message["job"], message["kind"]
             if kind == "failed":
                 if number not in failures:
-                    write_text(Path(jobs[number].folder) / "error.txt", message["trace"])
+                    with contextlib.suppress(OSError):  # a full disk, which may be the failure itself
+                        write_text(Path(jobs[number].folder) / "error.txt", message["trace"])
                 failures.setdefault(number, message["reason"])
             stop = bool(failures)
             if kind == "begin":

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from akd import checkpoint
+from akd.errors import is_full
 
 #: Raised whenever the same facts would be kept as other values.
 FORMAT = 1
@@ -88,11 +89,11 @@ def encode(output: str, values: Tensor, half: bool) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def decode(path: Path) -> Column:
-    """The column of a file that is known to be whole, mapped."""
+def decode(path: Path | bytes) -> Column:
+    """The column of a file that is known to be whole, mapped; or of a file's bytes."""
     import pyarrow as pa
 
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    reader = pa.ipc.open_file(pa.py_buffer(path) if isinstance(path, bytes) else pa.memory_map(str(path)))
     column = reader.get_batch(0).column(0)
     about = reader.schema.metadata
     flat = column.flatten().to_numpy(zero_copy_only=True)
@@ -319,7 +320,7 @@ class PassFolder:
             try:
                 _flushed(side, content)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if not is_full(error):
                     raise
                 self.store.make_room(2 * len(content), free=True)
                 _flushed(side, content)
@@ -352,11 +353,15 @@ class PassFolder:
 
 
 def _flushed(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a file and wait until it is on the disk; nothing is left of one that does not fit."""
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _compare(path: Path) -> str | None:

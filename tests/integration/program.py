@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -106,11 +107,19 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    """A run's history without its times, line by line."""
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{k: v for k, v in e.items() if k != "at" and not k.startswith("time/")} for e in lines]
+
+
 def epochs_of(study: Path) -> dict[str, list[dict[str, float]]]:
-    """Every run's history without its times: folder below the study -> epochs."""
-    found = {}
-    for path in sorted(study.glob("*/*/history.jsonl")):
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        keep = [{k: v for k, v in e.items() if k != "at" and not k.startswith("time/")} for e in lines]
-        found[str(path.parent.relative_to(study))] = keep
-    return found
+    """:func:`metrics_of` every run: folder below the study -> epochs."""
+    return {str(p.parent.relative_to(study)): metrics_of(p.parent) for p in sorted(study.glob("*/*/history.jsonl"))}
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 where nobody listens."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
