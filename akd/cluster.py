@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from akd.config import SearchConfig
 from akd.errors import AkdError, ExperimentError, many
+from akd.signals import held_back
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -103,15 +103,14 @@ def connect(address: str | None) -> bool:
         try:
             # By itself Ray counts CPUs this process may not use.
             cpus = int(machine()["CPU"]) if local else None
-            ray.init(
-                address=address,
-                num_cpus=cpus,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                runtime_env=runtime,
-            )
-        except SystemExit:  # while it starts, Ray ends a process that gets SIGTERM, without a word
-            raise KeyboardInterrupt from None
+            with held_back(), _without_handler():
+                ray.init(
+                    address=address,
+                    num_cpus=cpus,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    runtime_env=runtime,
+                )
         except ConnectionError as error:
             raise ExperimentError(
                 f"no Ray answers there: {str(error).splitlines()[0]}", key="ray-address", value=address
@@ -119,14 +118,24 @@ def connect(address: str | None) -> bool:
         except ray.exceptions.AuthenticationError as error:
             problem = f"asks for its token: {str(error).splitlines()[0].partition('. ')[0]}"
             raise ExperimentError(problem, key="ray-address", value=address) from None
-    if threading.current_thread() is threading.main_thread():
-        # Ray's own handler of SIGTERM ends the process with a stack trace.
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # A stale address from the environment would lead every child process to another cluster.
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     return local
+
+
+@contextlib.contextmanager
+def _without_handler() -> Iterator[None]:
+    """Within the block Ray sets no handler of SIGTERM: its own ends the process, with the study marked as failed."""
+    from ray._private import utils
+
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
 
 
 def check_state_api(seconds: float = 30.0) -> None:

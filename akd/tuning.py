@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -104,6 +105,8 @@ def run(
             if past is not None and past.state != run_folder.RUNNING:
                 scheduler.remember(path.parent.name, run_folder.history(path.parent))
     start_costs: list[float] = []
+    # Tune tells of snapshots that it could not write with a stack trace; akd never reads them.
+    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     tuner = tune.Tuner(
         # The process that only steers a trial's workers takes no CPU: it could starve them.
         tune.with_resources(

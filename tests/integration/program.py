@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,19 @@ space:
 """
 
 
-def start(arguments: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
-    """``akd ARGUMENTS`` in ``folder``, in a process group of its own, output in ``folder/out.txt``."""
+def start(
+    arguments: list[str], folder: Path, *, before: Sequence[str] = (), **environment: str
+) -> subprocess.Popen[str]:
+    """``akd ARGUMENTS`` in ``folder``, in a process group of its own, output in ``folder/out.txt``.
+
+    Args:
+        before: a command that runs the program.
+    """
     (folder / "small.yaml").write_text(SMALL, encoding="utf-8")
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONUNBUFFERED": "1"} | environment
     out = open(folder / "out.txt", "w", encoding="utf-8")  # noqa: SIM115 - the child keeps it
     return subprocess.Popen(
-        [sys.executable, "-m", "akd.cli", *arguments],
+        [*before, sys.executable, "-m", "akd.cli", *arguments],
         cwd=folder,
         env=env,
         stdin=subprocess.DEVNULL,
