@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from akd.errors import CheckpointError
+from akd.errors import AkdWarning, CheckpointError
 
 _PREFIX = "epoch_"
 
@@ -158,13 +158,25 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; a damaged one is passed over with a warning."""
+def latest(folder: Path, *, drop: bool = False) -> Path | None:
+    """The newest checkpoint that is whole; a damaged one is passed over with a warning.
+
+    Args:
+        drop: remove the damaged ones, so that their epochs are kept again.
+    """
+    damaged: dict[Path, CheckpointError] = {}
+    found = None
     for path in reversed(all_checkpoints(folder)):
         try:
             load(path)
         except CheckpointError as error:
-            warnings.warn(f"{error}; the checkpoint before it is used", stacklevel=2)
+            damaged[path] = error
         else:
-            return path
-    return None
+            found = path
+            break
+    instead = f"{found.name}, the one before it, is used" if found else "none is whole, the run begins again"
+    for path, why in damaged.items():
+        warnings.warn(f"{why}; {instead}", AkdWarning, stacklevel=2)
+        if drop:
+            shutil.rmtree(path, ignore_errors=True)
+    return found

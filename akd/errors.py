@@ -35,7 +35,7 @@ class ExperimentError(AkdError, ValueError):
             if value is not self._NOTHING:
                 parts.append(f" = {_short(repr(value))}")
             parts.append(": ")
-        super().__init__(_one_line("".join(parts) + problem))
+        super().__init__(one_line("".join(parts) + problem))
 
     def at(self, where: str | None) -> ExperimentError:
         """The same mistake with the place it was written at, if it does not name one yet."""
@@ -60,6 +60,10 @@ class Interrupted(AkdError):  # noqa: N818 - an event, not a fault
     """The user or the machine asked akd to stop; state on disk allows going on."""
 
 
+class AkdWarning(UserWarning):
+    """Something was not as it should be, and was mended; the user should know."""
+
+
 class DiskFull(AkdError):  # noqa: N818 - an event, not a fault
     """Nothing more can be written; what was being done is not at fault and can go on when there is space."""
 
@@ -81,7 +85,7 @@ def _short(text: str, most: int = 160) -> str:
     return text if len(text) <= most else f"{text[: most - 40]}... ({len(text)} characters)"
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """No line ends and no control characters, which could rewrite what a terminal shows."""
     return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from akd import folder as run_folder
+from akd import notices
 from akd.checkpoint import write_json
 from akd.config import DataConfig, Experiment
 from akd.config import load as load_experiment
@@ -108,7 +109,19 @@ def run_job(
     Returns:
         ``test/accuracy`` and ``test/loss`` of a final run that was not stopped; from worker 0 only.
     """
-    folder, device = Path(job.folder), device or default_device()
+    with notices.kept(Path(job.folder), keep=world.rank == 0):
+        return _run(job, device or default_device(), world, on_ready, on_epoch, stop)
+
+
+def _run(
+    job: Job,
+    device: str,
+    world: World,
+    on_ready: Callable[[], None],
+    on_epoch: Callable[[EpochRecord], None],
+    stop: Callable[[], bool],
+) -> dict[str, float]:
+    folder = Path(job.folder)
     experiment = load_experiment(folder / "experiment.yaml", {}, strict=False)
     source = teacher_source(experiment, job, device)
     data = _data(experiment.data)

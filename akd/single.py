@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from akd import checkpoint, cluster
+from akd import checkpoint, cluster, notices
 from akd import config as configuration
 from akd import folder as run_folder
 from akd.addresses import check_tracking
 from akd.config import Experiment, SearchConfig
 from akd.data import TrainData
-from akd.errors import AkdError, ExperimentError, Interrupted, RunError, is_full, many
+from akd.errors import AkdError, AkdWarning, ExperimentError, Interrupted, RunError, is_full, many
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.job import Job, kept_keys
 from akd.logged import default_uri, experiment_title, scrubbed
@@ -145,7 +146,7 @@ def teach(
     check_output(Path(output))
     display = display or Display(full.teacher.train.epochs, 0, [])
     with _session(full, workers, ray_address) as session:
-        return provide(session, full, data, Path(output).absolute(), display, None)
+        return provide(session, full, data, Path(output).absolute(), display)
 
 
 def cache(
@@ -181,7 +182,7 @@ def cache(
     number = min(number, full.teacher.cache.epochs or number)
     display = display or Display(number, 0, [])
     with _session(full, workers, ray_address) as session:
-        teacher = provide(session, full, data, Path(output).absolute(), display, None)
+        teacher = provide(session, full, data, Path(output).absolute(), display)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fill-", dir=folder) as work:
             keys = _fill(session, shared, teacher, folder, Path(work), number, display)
@@ -272,7 +273,13 @@ def _train(
             keep=full.search.log_checkpoints,
             on_trouble=lambda text: display.say(text, "yellow"),
         )
-        crowded = False
+        crowded, warned = False, notices.Reader(iter([folder, *folder.parent.glob("teachers/*")]))
+
+        def news(path: Path, delay: float = 0.0) -> None:
+            for line in warned.new(path):
+                display.say(f"warning: {line}", "yellow")
+            tracker.changed(path, delay)
+
         display.say(f"run {folder.name}: {line}, {full.method.title}, {len(data.train)} training images")
         try:
             if run.state == COMPLETE:
@@ -281,7 +288,7 @@ def _train(
                 run.state, run.ended, run.reason = RUNNING, None, None
                 run.write(folder)
                 with _session(full, workers, ray_address) as session:
-                    _carry(session, full, data, folder, run, display, tracker)
+                    _carry(session, full, data, folder, run, display, news)
         except (KeyboardInterrupt, Interrupted):
             raise Interrupted(f"stopped; go on with: {_resume_command(folder)}") from None
         except (RunError, OSError) as error:
@@ -320,9 +327,9 @@ def _carry(
     folder: Path,
     run: Run,
     display: Display,
-    tracker: Tracker,
+    news: Callable[..., None],
 ) -> None:
-    teacher = provide(session, full, data, folder.parent, display, tracker) if full.needs_teacher else None
+    teacher = provide(session, full, data, folder.parent, display, news) if full.needs_teacher else None
     team = session.team(full.train.batch_size)
     if run.tags.pop("threads", None):  # left open, until it was known what a worker has
         full = replace(full, train=replace(full.train, threads=max(1, int(team.cpus))))
@@ -333,7 +340,10 @@ def _carry(
         every_student=full.search.log_checkpoints == "all",
         cache=_cache(full, folder.parent, display),
     )
-    if before := checkpoint.latest(folder / "checkpoints"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AkdWarning)  # of damage: the run tells
+        before = checkpoint.latest(folder / "checkpoints")
+    if before:
         epoch, head_epoch = checkpoint.numbers(before)
         after = f"head epoch {head_epoch}" if head_epoch and not epoch else f"epoch {epoch} of {full.train.epochs}"
         display.say(f"goes on after {after}")
@@ -342,7 +352,7 @@ def _carry(
 
         def on_epoch(job: Job, epoch: int, metrics: dict[str, float]) -> None:
             advance(epoch, f"validation {percent(metrics.get('val/accuracy'))} %")
-            tracker.changed(folder, delay=2)
+            news(folder, delay=2)
 
         session.carry([job], team, on_epoch=on_epoch)
     run.end(folder, COMPLETE)

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from akd import cluster, spaces, started
+from akd import cluster, notices, spaces, started
 from akd import config as configuration
 from akd import folder as run_folder
 from akd.addresses import check_tracking
@@ -204,6 +204,8 @@ class _Study:
             for path in sorted(self.folder.glob("*/*/run.json")):  # what a session that was killed left unlogged
                 self.tracker.changed(path.parent)
             self.display.say(f"study {self.name}: {experiment_name}, {len(self.ready.data.train)} training images")
+            everywhere = [*self.folder.glob("*/*"), *self.output.glob("teachers/*")]
+            self.notices = notices.Reader(iter(everywhere))
             try:
                 if finished is not None:  # nothing to run; MLflow may have missed something
                     self.display.say("it was finished already: nothing is trained again")
@@ -254,7 +256,7 @@ class _Study:
         if before is None and self.experiment.teacher.weights is None:
             self.record.tags |= {"teacher_trained": "here"}
             self.record.write(self.folder)
-        teacher = provide(session, self.experiment, self.ready.data, output, self.display, self.tracker)
+        teacher = provide(session, self.experiment, self.ready.data, output, self.display, self._logged)
         if self.experiment.teacher.weights is not None:
             self.record.tags |= {"teacher_saw_validation": "may have"}
         self.record.tags |= {"teacher_hash": teacher.hash}
@@ -311,14 +313,20 @@ class _Study:
 
     def _changed(self, folder: Path) -> None:
         self._show(folder)
-        self.tracker.changed(folder)
+        self._logged(folder)
+
+    def _logged(self, folder: Path, delay: float = 0.0) -> None:
+        """A run has news: for MLflow, and for the user if something was not as it should be."""
+        for line in self.notices.new(folder):
+            self.display.say(f"warning: {line}", "yellow")
+        self.tracker.changed(folder, delay)
 
     def _epoch(self, folder: Path, epoch: int, accuracy: float) -> None:
         run = Run.read(folder)
         if run is not None:
             self.display.update(run, epoch, accuracy)
         # Epochs are gathered: a write costs the driver more than a small epoch costs its worker.
-        self.tracker.changed(folder, delay=3)
+        self._logged(folder, delay=3)
 
     def _finish(self, session: Session, teacher: Teacher | None, before: float, began: float) -> StudyResult:
         from akd.searcher import ranking
@@ -340,7 +348,7 @@ class _Study:
             def on_epoch(name: str, folder: Path) -> None:
                 done[0] += 1
                 advance(done[0], name if done[0] < total else "")
-                self.tracker.changed(folder, delay=3)
+                self._logged(folder, delay=3)
 
             tested = finals(
                 self.folder,
@@ -349,9 +357,9 @@ class _Study:
                 # A champion that asks the network itself leaves nobody to share with plain KD.
                 self.cache if winner.needs_teacher and live_because(winner) is None else None,
                 lambda jobs, **callbacks: session.carry(jobs, team, **callbacks),
-                on_start=self.tracker.changed,
+                on_start=self._logged,
                 on_epoch=on_epoch,
-                on_end=self.tracker.changed,
+                on_end=self._logged,
             )
         seed = final_seeds(winner)[0]
         handed = hand_over(self.folder, seed)

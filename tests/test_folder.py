@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from akd import checkpoint
 from akd import folder as run_folder
 from akd.config import Experiment, load, resolve
 from akd.data import DataConfig, TrainData, split
@@ -194,6 +195,42 @@ class TestTrain:
             train(tmp_path, data, told=told)
         assert told == [2, 3, 4]
         assert [int(e["epoch"]) for e in run_folder.history(tmp_path)] == [1, 2, 3, 4]
+
+    def test_all_checkpoints_damaged(self, data: TrainData, tmp_path: Path) -> None:
+        """The run begins again; no epoch is there twice, and its checkpoints are kept anew."""
+        start(tmp_path)
+        train(tmp_path, data)
+        whole = (tmp_path / "history.jsonl").read_bytes(), (tmp_path / "student/student.safetensors").read_bytes()
+        (tmp_path / "checkpoints" / "epoch_000004" / "manifest.json").unlink()
+        (tmp_path / "checkpoints" / "epoch_000003" / "state.json").write_bytes(b"")
+        told: list[int] = []
+        with pytest.raises(Cut), pytest.warns(UserWarning, match="the run begins again"):
+            train(tmp_path, data, told=told, cut=2)
+        assert told == [1, 2]
+        assert [p.name for p in checkpoint.all_checkpoints(tmp_path / "checkpoints")] == [
+            "epoch_000001",
+            "epoch_000002",
+        ]
+        train(tmp_path, data, told=told)
+        assert told == [1, 2, 2, 3, 4]
+        assert (
+            (tmp_path / "history.jsonl").read_bytes(),
+            (tmp_path / "student/student.safetensors").read_bytes(),
+        ) == whole
+
+    def test_a_damaged_line_of_the_history_is_told_again(self, data: TrainData, tmp_path: Path) -> None:
+        start(tmp_path)
+        with pytest.raises(Cut):
+            train(tmp_path, data, cut=3)
+        before = run_folder.history(tmp_path)
+        lines = (tmp_path / "history.jsonl").read_bytes().splitlines(keepends=True)
+        lines[0], lines[1] = b'[1, "no entry"]\n', lines[1][:40] + b"\xff\n"
+        (tmp_path / "history.jsonl").write_bytes(b"".join(lines))
+        assert [e["epoch"] for e in run_folder.history(tmp_path)] == [3]
+        train(tmp_path, data)
+        after = run_folder.history(tmp_path)
+        assert [e["epoch"] for e in after] == [1, 2, 3, 4]
+        assert [metrics_equal(a | {"at": 0}, b | {"at": 0}) for a, b in zip(before, after, strict=False)] == [True] * 3
 
     def test_stopped_by_its_carrier(self, data: TrainData, tmp_path: Path) -> None:
         start(tmp_path)

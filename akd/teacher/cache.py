@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from akd import checkpoint
-from akd.errors import is_full
+from akd.errors import AkdWarning, is_full
 
 #: Raised whenever the same facts would be kept as other values.
 FORMAT = 1
@@ -346,7 +346,7 @@ class PassFolder:
                     continue
                 except (ValueError, KeyError, TypeError, AttributeError) as error:  # ArrowInvalid is a ValueError
                     problem = str(error)
-            warnings.warn(f"{path} is damaged ({problem}); it is made again", stacklevel=2)
+            warnings.warn(f"{path} is damaged ({problem}); it is made again", AkdWarning, stacklevel=2)
             path.unlink(missing_ok=True)
             raise Damaged(str(path))
         return columns

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from akd.data.batch import Batch
 from akd.data.loader import RESIDENT_SHARE, DeviceLoader, Pass, batch_of
-from akd.errors import is_full
+from akd.errors import AkdWarning, is_full
 from akd.models.output import Output
 from akd.teacher import identity
 from akd.teacher.cache import Column, Damaged, PassFolder, Store, decode, digest, encode
@@ -190,7 +190,9 @@ class CachedTeacher(LiveTeacher):
 
     def _tell(self, why: str) -> None:
         if not self._told:
-            warnings.warn(f"the teacher's outputs cannot be kept in {self.store.root}: {why}; it is run", stacklevel=3)
+            warnings.warn(
+                f"the teacher's outputs cannot be kept in {self.store.root}: {why}; it is run", AkdWarning, stacklevel=3
+            )
         self._told = True
 
     def _table(self, view: Pass, amp: bool, kept: bool = True) -> Table | None:

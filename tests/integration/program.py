@@ -115,9 +115,12 @@ def read(path: Path) -> Any:
 
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:
-    """A run's history without its times, line by line."""
-    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{k: v for k, v in e.items() if k != "at" and not k.startswith("time/")} for e in lines]
+    """A run's history without its times: every whole line, in order."""
+    found = []
+    for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [{k: v for k, v in e.items() if k != "at" and not k.startswith("time/")} for e in found]
 
 
 def epochs_of(study: Path) -> dict[str, list[dict[str, float]]]:
