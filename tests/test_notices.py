@@ -12,11 +12,14 @@ from akd.errors import AkdWarning
 
 
 def test_one_line_each_and_others_pass(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="somebody else's") as told:
+    def work() -> None:
         with notices.kept(tmp_path):
             for _ in range(2):
                 warnings.warn("a file\nis damaged", AkdWarning, stacklevel=1)
             warnings.warn("somebody else's", UserWarning, stacklevel=1)
+
+    with pytest.warns(UserWarning, match="somebody else's") as told:
+        work()
     assert len(told) == 1
     assert notices.of(tmp_path) == ["a file is damaged", "a file is damaged"]
 

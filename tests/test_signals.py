@@ -13,26 +13,40 @@ from akd.signals import held_back
 
 def test_one_waits_for_the_end() -> None:
     reached = []
-    with pytest.raises(KeyboardInterrupt), held_back():
-        os.kill(os.getpid(), signal.SIGTERM)
-        reached.append(1)
+
+    def step() -> None:
+        with held_back():
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        step()
     assert reached == [1]
 
 
 def test_a_second_does_not() -> None:
     reached = []
-    with pytest.raises(KeyboardInterrupt), held_back():
-        os.kill(os.getpid(), signal.SIGINT)
-        reached.append(1)
-        os.kill(os.getpid(), signal.SIGINT)
-        reached.append(2)
+
+    def step() -> None:
+        with held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append(1)
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append(2)
+
+    with pytest.raises(KeyboardInterrupt):
+        step()
     assert reached == [1]
 
 
 def test_it_wins_over_what_it_broke() -> None:
-    with pytest.raises(KeyboardInterrupt), held_back():
-        os.kill(os.getpid(), signal.SIGINT)
-        raise RuntimeError("a child died of it")
+    def step() -> None:
+        with held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+            raise RuntimeError("a child died of it")
+
+    with pytest.raises(KeyboardInterrupt):
+        step()
 
 
 def test_handlers_are_those_of_before_and_ignored_ones_stay() -> None:
