@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from akd.config import SearchConfig
 from akd.errors import AkdError, ExperimentError, many
+from akd.logged import scrubbed
 from akd.signals import held_back
 
 _SETTINGS = {
@@ -103,7 +105,7 @@ def connect(address: str | None) -> bool:
         try:
             # By itself Ray counts CPUs this process may not use.
             cpus = int(machine()["CPU"]) if local else None
-            with held_back(), _without_handler():
+            with held_back(), _kept_from_ray():
                 ray.init(
                     address=address,
                     num_cpus=cpus,
@@ -126,16 +128,20 @@ def connect(address: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def _without_handler() -> Iterator[None]:
-    """Within the block Ray sets no handler of SIGTERM: its own ends the process, with the study marked as failed."""
+def _kept_from_ray() -> Iterator[None]:
+    """Within the block Ray sets no handler of SIGTERM: its own ends the process, with the study marked as failed.
+
+    And it gets no passwords: it keeps the command that it was started by, in its tables and on its pages.
+    """
     from ray._private import utils
 
-    before = utils.set_sigterm_handler
+    handle, command = utils.set_sigterm_handler, utils.get_entrypoint_name
     utils.set_sigterm_handler = lambda handler: None
+    utils.get_entrypoint_name = lambda: scrubbed(command(), *sys.argv)
     try:
         yield
     finally:
-        utils.set_sigterm_handler = before
+        utils.set_sigterm_handler, utils.get_entrypoint_name = handle, command
 
 
 def check_state_api(seconds: float = 30.0) -> None:

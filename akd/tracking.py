@@ -145,7 +145,9 @@ class Tracker:
             except Exception as error:  # whatever MLflow or the network raises must not end the thread
                 if not self._away:
                     # Scrubbed before it is cut: half an address would no longer be known as one.
-                    reason = scrubbed(str(error).splitlines()[0])[:200] if str(error) else type(error).__name__
+                    reason = (
+                        scrubbed(str(error).splitlines()[0], self.uri)[:200] if str(error) else type(error).__name__
+                    )
                     reason = "the disk is full" if is_full(error) else reason
                     self.on_trouble(f"MLflow did not take a write and will be filled in later: {reason}")
                 self._away = True

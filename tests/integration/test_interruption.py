@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import program
 import pytest
-from mlflow import MlflowClient
 from studies import ONE, agree, identical
 
 from akd import folder as run_folder
@@ -217,37 +215,3 @@ def test_diverging_trials_are_failed_with_their_reason_and_the_search_goes_on(tm
     ]
     assert "failed" in output
     assert "diverged" in output
-
-
-def test_tracker_away_is_filled_in_by_the_time_it_is_back(tmp_path: Path) -> None:
-    """A real MLflow server that starts only after the search has begun."""
-    port = 5057
-    uri = f"http://127.0.0.1:{port}"
-    server = [program.sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    server += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--workers", "1"]
-    server += ["--artifacts-destination", str(tmp_path / "served")]
-    process = program.start(
-        ["search", "small.yaml", "--name", "s", "--tracking-uri", uri, "--tracking-later", "--champion-seeds", "1"],
-        tmp_path,
-    )
-    study, mlflow = tmp_path / "runs" / "s", None
-    try:
-        program.wait_for(lambda: (study / "controls").exists())
-        with open(tmp_path / "server.txt", "w", encoding="utf-8") as log:
-            mlflow = subprocess.Popen(server, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True)
-        assert process.wait(200) == 0, (tmp_path / "out.txt").read_text()
-        output = (tmp_path / "out.txt").read_text()
-        assert "MLflow did not take a write" in output
-        client = MlflowClient(uri)
-        (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
-        runs = client.search_runs([experiment.experiment_id], max_results=100)
-        assert len(runs) == 2 + 2 + 3 + 3
-        assert {r.info.status for r in runs} == {"FINISHED"}
-        trial = next(r for r in runs if r.data.tags.get("akd.trial") == "0")
-        assert client.list_artifacts(trial.info.run_id, "student")
-    finally:
-        program.kill_group(process)
-        if mlflow is not None:
-            for pid in program.session_members(mlflow.pid):
-                os.kill(pid, signal.SIGKILL)
-            mlflow.wait(10)

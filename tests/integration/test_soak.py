@@ -14,7 +14,8 @@ import program
 import pytest
 import torch
 from safetensors.torch import load_file
-from soak import SPACE, Server, Soak
+from server import Server
+from soak import SPACE, Soak
 from studies import agree, identical
 
 from akd import folder as run_folder
