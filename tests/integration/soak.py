@@ -1,6 +1,7 @@
 """A search under fire: kills at moments drawn from a seed, and the table of what each of them met and what came after.
 
-The moments and kinds are the seed's, what they meet is the machine's.
+A moment is drawn in epochs of the whole search, and a part of a second on top, so that the same kills fall within the
+work of a slow machine and of a fast one; or in seconds from a session's start, before there is any work.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ space:
   train.lr:           {type: float, low: 0.02, high: 0.2, log: true}
 """
 
+#: Epochs from one kill to the next, at most; all kills together take less than the search has. Seconds into a session
+#: that has hardly begun, and how many of the sessions that end with a kill get no further.
+EPOCHS, SECONDS, EARLY = 13, (2.0, 9.0), 0.25
 #: What is killed, how often among the draws, and whether the session ends with it.
 SEARCH, TERM, INT, TRIAL, WORKER, SERVER = (
     "SIGKILL search",
@@ -81,14 +85,12 @@ class Soak:
 
     Attributes:
         arguments: of its first session.
-        pause: seconds from one kill to the next, least and most.
     """
 
     folder: Path
     arguments: list[str]
     seed: int
     wanted: int
-    pause: tuple[float, float]
     server: Server | None = None
     kinds: dict[str, int] = field(default_factory=lambda: dict(KINDS))
     kills: list[Kill] = field(default_factory=list)
@@ -120,7 +122,12 @@ class Soak:
         try:
             while len(self.kills) < self.wanted:
                 (kind,) = self.draw.choices([*self.kinds], [*self.kinds.values()])
-                self._wait(process, self.draw.uniform(*self.pause))
+                early, epochs = self.draw.random() < EARLY and kind in ENDS, self.draw.randint(1, EPOCHS)
+                seconds = self.draw.uniform(*SECONDS) if early else self.draw.uniform(0, 0.5)
+                goal = self._epochs() + epochs
+                while not early and process.poll() is None and self._epochs() < goal:
+                    self._wait(process, 0.1)
+                self._wait(process, seconds)
                 if process.poll() is not None:
                     break
                 kill = self._kill(kind, process, began)
@@ -131,6 +138,11 @@ class Soak:
             return process.returncode
         finally:
             program.kill_group(process)
+
+    def _epochs(self) -> int:
+        """All that was trained so far."""
+        found = [*self.study.glob("*/*/history.jsonl"), *self.study.parent.glob("teachers/*/history.jsonl")]
+        return sum(p.read_bytes().count(b"\n") for p in found)
 
     def _wait(self, process: subprocess.Popen[str], seconds: float) -> None:
         end = time.monotonic() + seconds
