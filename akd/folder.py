@@ -110,8 +110,16 @@ def _lines(path: Path, key: str) -> list[dict[str, float]]:
     for line in lines:
         try:
             entry = json.loads(line)
+            if not all(isinstance(value, (int, float)) for value in entry.values()):
+                continue
             epochs.setdefault(int(entry[key]), entry)
-        except (ValueError, TypeError, KeyError):  # cut off, or damaged: told again from the checkpoint
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+        ):  # cut off, or damaged: told again from the checkpoint
             continue
     return [epochs[e] for e in sorted(epochs)]
 

@@ -25,7 +25,7 @@ from ray.tune.search import Searcher
 
 from akd import folder as run_folder
 from akd.config import Experiment
-from akd.errors import is_full
+from akd.errors import AkdError, is_full, reason
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING, Run
 from akd.scheduler import METRIC, TIME, rungs
 from akd.seeds import derive
@@ -38,12 +38,17 @@ def open_study(path: Path, name: str) -> optuna.Study:
     """The Optuna study in a journal file, made if it is not there."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     _cut_half_line(path)
-    storage = JournalStorage(JournalFileBackend(str(path)))
     # Suggestions are made elsewhere (StudySearcher._ask) and enter fixed: this sampler never chooses anything.
     idle = optuna.samplers.RandomSampler(seed=0)
-    return optuna.create_study(
-        storage=storage, study_name=name, sampler=idle, direction="maximize", load_if_exists=True
-    )
+    try:
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        return optuna.create_study(
+            storage=storage, study_name=name, sampler=idle, direction="maximize", load_if_exists=True
+        )
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged journal makes Optuna raise
+        raise AkdError(f"{path} is damaged, the study cannot go on: {reason(error)}") from None
 
 
 def _cut_half_line(path: Path) -> None:

@@ -90,7 +90,7 @@ def distil(
     folder = study_folder(Path(output).absolute(), default_name(full) if name is None else name, resume=False)
     open_threads = full.train.threads is None
     full = replace(complete(full), space={})
-    data = _check(full, workers, ray_address)
+    data = _check(full, workers, ray_address, Path(output))
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(folder.parent)
     try:
         check_tracking(uri, folder.parent, answers=not tracking_later)
@@ -124,7 +124,7 @@ def go_on(
     full = configuration.load(folder / "experiment.yaml", {}, strict=False)
     said = run.tags.get("workers", "1")
     workers = None if said == "all" else int(said)
-    data = _check(full, workers, ray_address)
+    data = _check(full, workers, ray_address, Path(output))
     uri = (
         tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or run.tags.get("tracking") or default_uri(folder.parent)
     )
@@ -142,7 +142,7 @@ def teach(
 ) -> Teacher:
     """The experiment's teacher, trained if it is not kept already; arguments and errors as of :func:`distil`."""
     full = complete(resolved(experiment))
-    data = _check(full, workers, ray_address)
+    data = _check(full, workers, ray_address, Path(output))
     check_output(Path(output))
     display = display or Display(full.teacher.train.epochs, 0, [])
     with _session(full, workers, ray_address) as session:
@@ -171,7 +171,7 @@ def cache(
     full = complete(resolved(experiment))
     if passes is not None and (not isinstance(passes, int) or isinstance(passes, bool) or passes < 1):
         raise ExperimentError("must be a whole number of at least 1", key="passes", value=passes)
-    data = _check(full, workers, ray_address)
+    data = _check(full, workers, ray_address, Path(output))
     check_output(Path(output))
     ready = prepare(full) if full.space else Prepared(full, data, Space(()), {})
     shared, folder = sharing(ready), cache_folder(full, Path(output))
@@ -221,10 +221,10 @@ def _fill(
     return keys
 
 
-def _check(full: Experiment, workers: int | None, ray_address: str | None) -> TrainData:
+def _check(full: Experiment, workers: int | None, ray_address: str | None, output: Path) -> TrainData:
     with placed(full):
         data = checked(full)
-        check_cache(full)
+        check_cache(full, output)
         if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
             raise ExperimentError("must be a whole number of at least 1", key="workers", value=workers)
         if not _here(workers, ray_address):

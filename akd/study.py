@@ -106,7 +106,7 @@ def check(
             cluster.share(full.search, [cluster.machine()])
     ready = prepare(full)
     with placed(full):
-        check_cache(full)
+        check_cache(full, folder.parent)
         cluster.check(full.search, ray_address, batch_sizes(full))
     try:
         check_tracking(uri, folder.parent, answers=not tracking_later)

@@ -20,6 +20,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import shutil
 import time
 import warnings
@@ -36,6 +37,8 @@ from akd.errors import AkdWarning, is_full
 
 #: Raised whenever the same facts would be kept as other values.
 FORMAT = 1
+#: What this store calls its keys and passes: in a folder that holds other things, too, nothing else is ever removed.
+_KEY, _PASS = re.compile(r"[0-9a-f]{16}"), re.compile(r"\d{6}")
 #: Files whose checksum this process has compared: device, inode, size and time of the last change.
 _compared: set[tuple[int, int, int, int]] = set()
 
@@ -189,10 +192,9 @@ class Store:
         self.root.mkdir(parents=True, exist_ok=True)
         with open(self.root / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for left in self.root.glob("*/.gone-*"):  # of a process that was killed here
+            keys = [key for key in self.root.iterdir() if _KEY.fullmatch(key.name) and key.is_dir()]
+            for left in [left for key in keys for left in key.glob(".gone-*")]:  # of a process that was killed here
                 shutil.rmtree(left, ignore_errors=True)
-            # What begins with a dot is no key: a process's own working folder.
-            keys = [key for key in self.root.iterdir() if key.is_dir() and not key.name.startswith(".")]
             passes = {key: self._passes(key) for key in keys}
             total = sum(size for found in passes.values() for _, _, size in found)
             excess = need if free else total + need - self.budget
@@ -208,7 +210,7 @@ class Store:
     def _passes(self, key: Path) -> list[tuple[Path, float, int]]:
         """Folder, last use and bytes of each pass of a key, in order."""
         found = []
-        for folder in sorted(key.glob("[0-9]*")):
+        for folder in sorted(p for p in key.glob("[0-9]*") if _PASS.fullmatch(p.name)):
             with contextlib.suppress(FileNotFoundError):
                 found.append((folder, folder.stat().st_mtime, size_of(folder)))
         return found
