@@ -300,6 +300,7 @@ class _Study:
                 self.cache,
                 self.sharing.keep,
                 on_epoch=self._epoch,
+                on_lost=self._lost,
             )
         shutil.rmtree(self.folder / "tune", ignore_errors=True)
         if stopped:
@@ -327,6 +328,11 @@ class _Study:
             self.display.update(run, epoch, accuracy)
         # Epochs are gathered: a write costs the driver more than a small epoch costs its worker.
         self._logged(folder, delay=3)
+
+    def _lost(self, folder: Path) -> None:
+        run, epochs = Run.read(folder), len(run_folder.history(folder))
+        after = f"after epoch {epochs}" if epochs else "from its beginning"
+        self.display.say(f"{run.name if run else folder.name}: its process died; it goes on {after}", "yellow")
 
     def _finish(self, session: Session, teacher: Teacher | None, before: float, began: float) -> StudyResult:
         from akd.searcher import ranking

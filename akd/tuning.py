@@ -24,10 +24,15 @@ from akd.trial import run_trial
 
 
 class _Events(Callback):
-    """Tells the study of every finished epoch."""
+    """Tells the study of every finished epoch, and of every process that died."""
 
-    def __init__(self, on_epoch: Callable[[Path, int, float], None], start_costs: list[float]):
-        self.on_epoch, self.start_costs = on_epoch, start_costs
+    def __init__(
+        self,
+        on_epoch: Callable[[Path, int, float], None],
+        on_lost: Callable[[Path], None],
+        start_costs: list[float],
+    ):
+        self.on_epoch, self.on_lost, self.start_costs = on_epoch, on_lost, start_costs
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks into its snapshots, which akd never reads: nothing goes in."""
@@ -40,6 +45,9 @@ class _Events(Callback):
             self.on_epoch(Path(trial.config["folder"]), int(result[TIME]), float(result[METRIC]))
         if "start_cost_s" in result:
             self.start_costs.append(float(result["start_cost_s"]))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.on_lost(Path(trial.config["folder"]))
 
 
 @contextmanager
@@ -81,6 +89,7 @@ def run(
     keep: frozenset[str],
     *,
     on_epoch: Callable[[Path, int, float], None],
+    on_lost: Callable[[Path], None] = lambda folder: None,
 ) -> tuple[bool, list[float]]:
     """Run controls and trials until the searcher has no more.
 
@@ -91,6 +100,7 @@ def run(
         cache: folder of teachers' outputs, if trials share them.
         keep: what is kept of them.
         on_epoch: called with (folder, epoch, validation accuracy).
+        on_lost: called with the folder of a trial whose process died and that goes on in another.
 
     Returns:
         Whether the user asked to stop, and the seconds each warm worker took from one trial to the next.
@@ -105,8 +115,9 @@ def run(
             if past is not None and past.state != run_folder.RUNNING:
                 scheduler.remember(path.parent.name, run_folder.history(path.parent))
     start_costs: list[float] = []
-    # Tune tells of snapshots that it could not write with a stack trace; akd never reads them.
-    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+    # Stack traces of snapshots that could not be written, which akd never reads, and of processes that died.
+    for name in ("experiment_state", "tune_controller"):
+        logging.getLogger(f"ray.tune.execution.{name}").setLevel(logging.CRITICAL)
     tuner = tune.Tuner(
         # The process that only steers a trial's workers takes no CPU: it could starve them.
         tune.with_resources(
@@ -130,7 +141,7 @@ def run(
         run_config=RunConfig(
             name="tune",
             storage_path=str(searcher.folder),
-            callbacks=[_Events(on_epoch, start_costs)],
+            callbacks=[_Events(on_epoch, on_lost, start_costs)],
             failure_config=FailureConfig(max_failures=2),
             verbose=0,
         ),

@@ -192,6 +192,9 @@ def test_killed_worker_is_replaced_and_its_trial_continues(undisturbed: Path, tm
         assert process.wait(200) == 0, (tmp_path / "out.txt").read_text()
     finally:
         program.kill_group(process)
+    output = (tmp_path / "out.txt").read_text()
+    assert "its process died; it goes on" in output
+    assert "Traceback" not in output
     assert program.epochs_of(study) == program.epochs_of(undisturbed)
     agree(study)
 
