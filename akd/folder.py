@@ -220,7 +220,7 @@ def train(
         experiment,
         data,
         source,
-        start=_agreed(checkpoint.latest(checkpoints, drop=True) if world.rank == 0 else None, checkpoints, world),
+        start=start_of(checkpoints, world),
         report=report,
         report_heads=report_heads,
         stop=stop,
@@ -229,8 +229,9 @@ def train(
     )
 
 
-def _agreed(path: Path | None, checkpoints: Path, world: World) -> Path | None:
-    """The checkpoint all workers go on from: the one worker 0 found."""
+def start_of(checkpoints: Path, world: World) -> Path | None:
+    """The checkpoint all workers go on from: the newest that is whole, as worker 0 finds it; it drops damaged ones."""
+    path = checkpoint.latest(checkpoints, drop=True) if world.rank == 0 else None
     if world.size == 1:
         return path
     epoch, head_epoch = world.first(checkpoint.numbers(path) if path is not None else (-1, -1))

@@ -19,6 +19,7 @@ from akd.data import load as load_data
 from akd.fit import EpochRecord, FitResult, metrics_equal
 from akd.folder import FAILED, RUNNING, Run
 from akd.teacher.keep import load_student
+from akd.world import World
 
 
 @pytest.fixture(scope="module")
@@ -267,3 +268,21 @@ def test_what_is_handed_over_says_how_to_use_it(data: TrainData, tmp_path: Path)
     assert torch.allclose(student(image).logits, result.student(image).logits, rtol=1e-5, atol=1e-6)
     weights = result.student.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in student.state_dict().items())
+
+
+def test_all_workers_go_on_from_the_checkpoint_that_the_first_found(tmp_path: Path) -> None:
+    """Whatever the others would see of a shared disk: none of them looks, and only the first drops what is damaged."""
+    for epoch in (1, 2):
+        checkpoint.save(tmp_path / "checkpoints", epoch, {"x": torch.zeros(3)}, {})
+    (tmp_path / "checkpoints" / "epoch_000002" / "weights.safetensors").write_bytes(b"")
+    told: list[tuple[int, ...]] = []
+
+    class Worker(World):
+        def first(self, values: tuple[int, ...]) -> tuple[int, ...]:
+            told.append(values)
+            return told[0]
+
+    with pytest.warns(UserWarning, match="epoch_000001, the one before it, is used"):
+        found = [run_folder.start_of(tmp_path / "checkpoints", Worker(rank, 2)) for rank in (0, 1)]
+    assert found == [tmp_path / "checkpoints" / "epoch_000001"] * 2
+    assert told == [(1, 0), (-1, -1)]
