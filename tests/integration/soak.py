@@ -165,6 +165,7 @@ class Soak:
                 self.ended[path] = path.read_bytes()
         kill = Kill(kind, self.sessions, time.monotonic() - began, time.time(), running)
         self.kills.append(kill)
+        print(f"kill {len(self.kills)}: {kind}, {kill.at:.1f} s into session {kill.session}", flush=True)
         if kind == SEARCH:
             program.kill_group(process)
         elif kind == TRIAL:

@@ -41,8 +41,10 @@ def soaked(folder: Path, concurrent: int, capsys: pytest.CaptureFixture[str]) ->
         one = Soak(folder, arguments, seed(), KILLS, server)
         with capsys.disabled():
             print(f"\nAKD_SOAK_SEED={one.seed}", flush=True)
-            one.run()
-            print(one.table(), flush=True)
+            try:
+                one.run()
+            finally:
+                print(one.table(), flush=True)
         assert len(one.kills) == KILLS, "the search was too short for all kills"
         agree(one.study)
         code, output = program.run(["report", "s", "--verify"], folder)
