@@ -139,10 +139,10 @@ def study_folder(output: Path, name: str, *, resume: bool) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         problem = "must be at most 100 letters, digits, '.', '_' and '-', the first a letter or a digit"
         raise ExperimentError(problem, key="resume" if resume else "name", value=name)
-    if (output / name).is_symlink():
-        problem = f"is a link in {output}, which could lead anywhere; name a folder that lies there itself"
-        raise ExperimentError(problem, key="resume" if resume else "name", value=name)
     try:
+        if (output / name).is_symlink():
+            problem = f"is a link in {output}, which could lead anywhere; name a folder that lies there itself"
+            raise ExperimentError(problem, key="resume" if resume else "name", value=name)
         return _folder_to_go_on(output, name) if resume else _new_folder(output, name)
     except (OSError, ValueError) as error:
         if isinstance(error, ExperimentError):
