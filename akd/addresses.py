@@ -49,10 +49,7 @@ def check_tracking(uri: str, output: Path, *, answers: bool = True) -> None:
 
 
 def _mistake(problem: str, uri: str) -> ExperimentError:
-    # More is hidden than :func:`scrubbed` hides: a password may hold a slash, or stand among the options.
-    shown = re.sub(r"://(?!/)\S*@", "://", uri)
-    shown = re.sub(r"([?&][^=&\s]*(?:pass|token|secret|key)[^=&\s]*=)[^&\s]*", r"\1***", shown, flags=re.IGNORECASE)
-    return ExperimentError(problem, key="tracking-uri", value=shown)
+    return ExperimentError(scrubbed(problem, uri), key="tracking-uri", value=scrubbed(uri, refused=True))
 
 
 def _scheme(uri: str) -> str:

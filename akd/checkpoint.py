@@ -7,12 +7,14 @@ its place, flushed to disk and renamed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from akd.errors import CheckpointError
+from akd.errors import AkdWarning, CheckpointError
 
 _PREFIX = "epoch_"
 
@@ -28,11 +30,25 @@ _PREFIX = "epoch_"
 def write_text(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old or the new text, never half of it."""
     side = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(side, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(side, path)
+    with _gone_if_it_fails(side):
+        with open(side, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(side, path)
+
+
+@contextlib.contextmanager
+def _gone_if_it_fails(side: Path) -> Iterator[None]:
+    """Remove what was written beside its place: half of it helps nobody, and a full disk has room for it alone."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(side) if side.is_dir() else side.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a write knows its number alone
+            error.filename = str(side)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -43,8 +59,15 @@ def write_json(path: Path, value: Any) -> None:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file, atomically; tensors that share memory are copied apart."""
     side = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, side)
-    os.replace(side, path)
+    with _gone_if_it_fails(side):
+        try:
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, side)
+        except SafetensorError as error:  # which is how its writer tells of the disk
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        os.replace(side, path)
 
 
 def _flush(path: Path) -> None:
@@ -96,16 +119,17 @@ def save(
     for left in folder.glob(f".{_PREFIX}*"):  # of a writer that was killed; a run has one writer
         shutil.rmtree(left, ignore_errors=True)
     side = folder / f".{final.name}.{os.getpid()}"
-    side.mkdir()
-    save_tensors(side / "weights.safetensors", tensors)
-    (side / "state.json").write_text(json.dumps(dict(state)), encoding="utf-8")
-    files = {name: _digest(side / name) for name in ("weights.safetensors", "state.json")}
-    (side / "manifest.json").write_text(json.dumps({"epoch": epoch, "sha256": files}), encoding="utf-8")
-    for path in (*side.iterdir(), side):
-        _flush(path)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(side, final)
+    with _gone_if_it_fails(side):
+        side.mkdir()
+        save_tensors(side / "weights.safetensors", tensors)
+        (side / "state.json").write_text(json.dumps(dict(state)), encoding="utf-8")
+        files = {name: _digest(side / name) for name in ("weights.safetensors", "state.json")}
+        (side / "manifest.json").write_text(json.dumps({"epoch": epoch, "sha256": files}), encoding="utf-8")
+        for path in (*side.iterdir(), side):
+            _flush(path)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(side, final)
     _flush(folder)
     for old in all_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -134,13 +158,25 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; a damaged one is passed over with a warning."""
+def latest(folder: Path, *, drop: bool = False) -> Path | None:
+    """The newest checkpoint that is whole; a damaged one is passed over with a warning.
+
+    Args:
+        drop: remove the damaged ones, so that their epochs are kept again.
+    """
+    damaged: dict[Path, CheckpointError] = {}
+    found = None
     for path in reversed(all_checkpoints(folder)):
         try:
             load(path)
         except CheckpointError as error:
-            warnings.warn(f"{error}; the checkpoint before it is used", stacklevel=2)
+            damaged[path] = error
         else:
-            return path
-    return None
+            found = path
+            break
+    instead = f"{found.name}, the one before it, is used" if found else "none is whole, the run begins again"
+    for path, why in damaged.items():
+        warnings.warn(f"{why}; {instead}", AkdWarning, stacklevel=2)
+        if drop:
+            shutil.rmtree(path, ignore_errors=True)
+    return found

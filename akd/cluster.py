@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
-import signal
-import threading
+import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import yaml
 from akd import storage
 from akd.config import SearchConfig
 from akd.errors import AkdError, ExperimentError, many, reason
+from akd.logged import scrubbed
+from akd.signals import held_back
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -111,13 +113,14 @@ def connect(address: str | None) -> bool:
         try:
             # By itself Ray counts CPUs this process may not use.
             cpus = int(machine()["CPU"]) if local else None
-            ray.init(
-                address=address,
-                num_cpus=cpus,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                runtime_env=runtime,
-            )
+            with held_back(), _kept_from_ray():
+                ray.init(
+                    address=address,
+                    num_cpus=cpus,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    runtime_env=runtime,
+                )
         except (ConnectionError, ray.exceptions.RaySystemError) as error:
             raise ExperimentError(
                 f"no Ray answers there: {str(error).splitlines()[0]}", key="ray-address", value=address
@@ -125,14 +128,28 @@ def connect(address: str | None) -> bool:
         except ray.exceptions.AuthenticationError as error:
             problem = f"asks for its token: {str(error).splitlines()[0].partition('. ')[0]}"
             raise ExperimentError(problem, key="ray-address", value=address) from None
-    if threading.current_thread() is threading.main_thread():
-        # Ray's own handler of SIGTERM ends the process with a stack trace.
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # A stale address from the environment would lead every child process to another cluster.
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     return local
+
+
+@contextlib.contextmanager
+def _kept_from_ray() -> Iterator[None]:
+    """Within the block Ray sets no handler of SIGTERM: its own ends the process, with the study marked as failed.
+
+    And it gets no passwords: it keeps the command that it was started by, in its tables and on its pages.
+    """
+    from ray._private import utils
+
+    handle, command = utils.set_sigterm_handler, utils.get_entrypoint_name
+    utils.set_sigterm_handler = lambda handler: None
+    utils.get_entrypoint_name = lambda: scrubbed(command(), *sys.argv)
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler, utils.get_entrypoint_name = handle, command
 
 
 def check_state_api(seconds: float = 30.0) -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+#: What a full disk, or a quota that is used up, is called in an exception's text: by the system, which Ray and Python
+#: pass on, by the writer of safetensors, by sqlite.
+_FULL = ("No space left on device", "Disk quota exceeded", "(os error 28)", "(os error 122)", "disk is full")
 
 
 class AkdError(Exception):
@@ -30,7 +35,7 @@ class ExperimentError(AkdError, ValueError):
             if value is not self._NOTHING:
                 parts.append(f" = {_short(repr(value))}")
             parts.append(": ")
-        super().__init__(_one_line("".join(parts) + problem))
+        super().__init__(one_line("".join(parts) + problem))
 
     def at(self, where: str | None) -> ExperimentError:
         """The same mistake with the place it was written at, if it does not name one yet."""
@@ -55,12 +60,32 @@ class Interrupted(AkdError):  # noqa: N818 - an event, not a fault
     """The user or the machine asked akd to stop; state on disk allows going on."""
 
 
+class AkdWarning(UserWarning):
+    """Something was not as it should be, and was mended; the user should know."""
+
+
+class DiskFull(AkdError):  # noqa: N818 - an event, not a fault
+    """Nothing more can be written; what was being done is not at fault and can go on when there is space."""
+
+
+def is_full(error: BaseException | str | None) -> bool:
+    """True if an exception, one that it came from, or the reason it was told as, speaks of a full disk."""
+    if isinstance(error, str):
+        return any(words in error for words in _FULL)
+    if error is None:
+        return False
+    if isinstance(error, DiskFull) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # Ray makes one text of other processes' exceptions.
+    return is_full(str(error)) or is_full(error.__cause__) or is_full(error.__context__)
+
+
 def _short(text: str, most: int = 160) -> str:
     """A value as it is shown: one of a thousand characters says no more than its beginning."""
     return text if len(text) <= most else f"{text[: most - 40]}... ({len(text)} characters)"
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """No line ends and no control characters, which could rewrite what a terminal shows."""
     return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
 

@@ -71,7 +71,7 @@ def log(report: Report, tracking_uri: str | None, output: Path) -> list[str]:
             run = _write(report, at, uri, output, experiment, tags)
             lines.append(f"MLflow run {run}: {report.titles[at]}, in {experiment!r}")
     except Exception as error:  # whatever MLflow, the network or the disk raises
-        reason = scrubbed(str(error).splitlines()[0])[:200] if str(error) else type(error).__name__
+        reason = scrubbed(str(error).splitlines()[0], uri)[:200] if str(error) else type(error).__name__
         raise AkdError(f"MLflow did not take the evaluation: {reason}") from None
     if "://" in uri and not uri.startswith("sqlite:"):
         return [*lines, f"to be seen at {scrubbed(uri)}"]

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,15 +104,23 @@ def head_history(folder: Path) -> list[dict[str, float]]:
 def _lines(path: Path, key: str) -> list[dict[str, float]]:
     epochs: dict[int, dict[str, float]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
     for line in lines:
         try:
             entry = json.loads(line)
-        except ValueError:
+            if not all(isinstance(value, (int, float)) for value in entry.values()):
+                continue
+            epochs.setdefault(int(entry[key]), entry)
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+        ):  # cut off, or damaged: told again from the checkpoint
             continue
-        epochs.setdefault(int(entry[key]), entry)
     return [epochs[e] for e in sorted(epochs)]
 
 
@@ -124,6 +132,14 @@ def _append_line(path: Path, line: str) -> None:
             if file.read(1) != b"\n":
                 file.write(b"\n")
         file.write(line.encode() + b"\n")
+
+
+def _add_lines(path: Path, key: str, entries: Sequence[Mapping[str, float]], known: set[int]) -> None:
+    """Lines of the epochs that are not known: the last one, and any whose line was damaged."""
+    for entry in entries:
+        if int(entry[key]) not in known:
+            line = {key: int(entry[key]), "at": time.time()} | {k: v for k, v in entry.items() if k != key}
+            _append_line(path, json.dumps(line))
 
 
 def export(folder: Path, student: nn.Module, experiment: Experiment, data: TrainData, facts: dict[str, Any]) -> None:
@@ -181,32 +197,33 @@ def train(
     checkpoints = folder / "checkpoints"
 
     def report(record: EpochRecord) -> None:
-        if world.rank == 0 and record.epoch not in {int(entry["epoch"]) for entry in history(folder)}:
+        if world.rank == 0:
             state: TrainState = record.state
             path = checkpoints / checkpoint.name(record.epoch)
-            if not path.exists():
+            if not path.exists():  # so is that of a known epoch, if it was damaged
                 state.save(checkpoints)
-            facts = {"epoch": record.epoch, "validation_accuracy": record.metrics.get("val/accuracy")}
-            export(folder / "student", state.scored, experiment, data, facts)
-            if every_student:
-                export(folder / "students" / path.name, state.scored, experiment, data, facts)
-            entry = {"epoch": record.epoch, "at": time.time(), **record.metrics}
-            _append_line(folder / "history.jsonl", json.dumps(entry))
+            known = {int(entry["epoch"]) for entry in history(folder)}
+            if record.epoch not in known:
+                facts = {"epoch": record.epoch, "validation_accuracy": record.metrics.get("val/accuracy")}
+                export(folder / "student", state.scored, experiment, data, facts)
+                if every_student:
+                    export(folder / "students" / path.name, state.scored, experiment, data, facts)
+            _add_lines(folder / "history.jsonl", "epoch", state.history, known)
         on_epoch(record)
 
     def report_heads(record: HeadRecord) -> None:
-        if world.rank == 0 and record.head_epoch not in {int(entry["head_epoch"]) for entry in head_history(folder)}:
+        if world.rank == 0:
             if not (checkpoints / checkpoint.name(0, record.head_epoch)).exists():
                 record.state.save(checkpoints)
-            entry = {"head_epoch": record.head_epoch, "at": time.time(), **record.metrics}
-            _append_line(folder / "heads.jsonl", json.dumps(entry))
+            known = {int(entry["head_epoch"]) for entry in head_history(folder)}
+            _add_lines(folder / "heads.jsonl", "head_epoch", record.state.head_history, known)
         on_heads(record)
 
     return fit(
         experiment,
         data,
         source,
-        start=_agreed(checkpoint.latest(checkpoints), checkpoints, world),
+        start=start_of(checkpoints, world),
         report=report,
         report_heads=report_heads,
         stop=stop,
@@ -215,8 +232,9 @@ def train(
     )
 
 
-def _agreed(path: Path | None, checkpoints: Path, world: World) -> Path | None:
-    """The checkpoint all workers go on from: the one worker 0 found."""
+def start_of(checkpoints: Path, world: World) -> Path | None:
+    """The checkpoint all workers go on from: the newest that is whole, as worker 0 finds it; it drops damaged ones."""
+    path = checkpoint.latest(checkpoints, drop=True) if world.rank == 0 else None
     if world.size == 1:
         return path
     epoch, head_epoch = world.first(checkpoint.numbers(path) if path is not None else (-1, -1))

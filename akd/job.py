@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from akd import folder as run_folder
-from akd import starts
+from akd import notices, starts
 from akd.checkpoint import write_json, write_text
 from akd.config import DataConfig, Experiment
 from akd.config import load as load_experiment
@@ -134,7 +134,7 @@ def run_job(
     Returns:
         ``test/accuracy`` and ``test/loss`` of a final run that was not stopped; from worker 0 only.
     """
-    with _working(job, world) as (folder, store):
+    with _working(job, world) as (folder, store), notices.kept(folder, keep=world.rank == 0):
         return _run(job, folder, store, device or default_device(), world, on_ready, on_epoch, stop)
 
 
@@ -258,8 +258,9 @@ def reason(error: BaseException) -> str:
 
 
 def keep_trace(job: Job, trace: str) -> None:
-    """Keep a failed run's stack trace as ``error.txt`` beside it."""
-    if job.storage is not None:
-        Storage(job.storage).put_bytes(trace.encode(), f"{job.key(job.folder)}/error.txt")
-    else:
-        write_text(Path(job.folder) / "error.txt", trace)
+    """Keep a failed run's stack trace as ``error.txt`` beside it, if there is room for it."""
+    with contextlib.suppress(OSError, StorageError):
+        if job.storage is not None:
+            Storage(job.storage).put_bytes(trace.encode(), f"{job.key(job.folder)}/error.txt")
+        else:
+            write_text(Path(job.folder) / "error.txt", trace)

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 from akd import checkpoint
 
@@ -22,11 +23,56 @@ def experiment_title(data: str, teacher: str, student: str) -> str:
     return f"{data}: {teacher} to {student}"
 
 
-def scrubbed(uri: str) -> str:
-    """A tracking address, or a text with addresses in it, without credentials: fit for screens and files."""
-    uri = re.sub(r"(https?://)[^/\s]*@", r"\1", uri)  # a password may hold an @
-    # Of a database's address a password may also hold a slash; 'sqlite:///' has no host and no password.
-    return re.sub(r"(?<!http)(?<!https)://(?!/)\S*@", "://", uri)
+#: Before an @: a user with a password, which may hold anything but blanks (an AWS secret has '/' and '+'), unless what
+#: follows the colon is a port and the @ of a path; or a token alone.
+_LOGIN = re.compile(r"(?<=://)(?:([^\s/@:]*):(?!\d+(?:[/?#]|$))\S*|([^\s/@]+))@")
+#: As :data:`_LOGIN`, of an address that is refused, or of a database: no @ of theirs belongs to a path.
+_ANY_LOGIN = re.compile(r"(?<=://)(?!/)()()\S*@")
+_DATABASE = re.compile(r"(?:postgres|mysql|mssql|mariadb|oracle|sqlite\+|redis|mongodb)[\w+]*$", re.IGNORECASE)
+#: Options that are secrets, in an address or beside one.
+_OPTION = re.compile(r"([?&;][^=&;\s]*(?:pass|pwd|token|secret|key|sig|cred|auth)[^=&;\s]*=)[^&;\s]*", re.IGNORECASE)
+_HEADER = re.compile(r"\b(Basic|Bearer)\s+[\w+/=.~-]{8,}")
+#: Where what stands before the @ is a place, not a person: Azure's containers.
+_PLACES = ("abfs", "abfss", "az", "adl", "wasb", "wasbs")
+
+
+def scrubbed(text: str, *known: str, refused: bool = False) -> str:
+    """An address, or a text with addresses in it, without credentials: fit for screens and files.
+
+    Args:
+        text: addresses of trackers, databases and storage, exceptions that quote them.
+        known: addresses whose passwords are hidden wherever they stand: a library may quote one by itself, or the half
+            of it that it took for a host.
+        refused: the address is none that works: rather too much is hidden.
+    """
+    for secret in sorted({s for address in known for s in _secrets(address)}, key=len, reverse=True):
+        text = text.replace(secret, "***")
+
+    def login(found: re.Match[str]) -> str:
+        scheme = re.search(r"([A-Za-z][\w+.-]*)://$", text[: found.start()])
+        name = scheme[1].lower() if scheme else ""
+        if name in _PLACES and found[1] != "":
+            return f"{found[1] or found[2]}@"
+        return found[0] if (name, found[0]) == ("gs", "anonymous@") else ""
+
+    parts = re.split(r"((?<![\w+.-])[A-Za-z][\w+.-]*(?=://))", text)
+    for i in range(1, len(parts), 2):  # scheme, and what follows it up to the next
+        wide = refused or _DATABASE.match(parts[i])
+        pattern = _ANY_LOGIN if wide and parts[i].lower() not in _PLACES else _LOGIN
+        text = parts[i] + parts[i + 1]
+        parts[i + 1] = pattern.sub(login, text, count=1)[len(parts[i]) :]
+    return _HEADER.sub(r"\1 ***", _OPTION.sub(r"\1***", "".join(parts)))
+
+
+def _secrets(address: str) -> list[str]:
+    """The password of an address, as it is written, as it is meant, and the pieces a careless reader cuts it into."""
+    login = _ANY_LOGIN.search(address)
+    options = [m[0].partition("=")[2] for m in _OPTION.finditer(address)]
+    words = [login[0][:-1].partition(":")[2] or login[0][:-1]] if login else []
+    found = [*words, *options]
+    found += [unquote(word) for word in found]
+    found += [piece for word in found for piece in re.split(r"[@/:]", word)]
+    return [word for word in found if len(word) > 3]
 
 
 @dataclass

@@ -111,7 +111,7 @@ class Mirror:
             if students:
                 there = folder / "students"
                 self.storage.fetch(f"{key}/students", there, lambda name: not (there / name).exists())
-            for name in ("heads.jsonl", "history.jsonl"):
+            for name in ("heads.jsonl", "history.jsonl", "warnings.txt"):
                 self.storage.get(f"{key}/{name}", folder / name)
 
     def ended(self, folder: Path) -> bool:

@@ -140,6 +140,9 @@ def study_folder(output: Path, name: str, *, resume: bool) -> Path:
         problem = "must be at most 100 letters, digits, '.', '_' and '-', the first a letter or a digit"
         raise ExperimentError(problem, key="resume" if resume else "name", value=name)
     try:
+        if (output / name).is_symlink():
+            problem = f"is a link in {output}, which could lead anywhere; name a folder that lies there itself"
+            raise ExperimentError(problem, key="resume" if resume else "name", value=name)
         return _folder_to_go_on(output, name) if resume else _new_folder(output, name)
     except (OSError, ValueError) as error:
         if isinstance(error, ExperimentError):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from ray.tune.search import Searcher
 
 from akd import folder as run_folder
 from akd.config import Experiment
+from akd.errors import AkdError, is_full, reason
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING, Run
 from akd.scheduler import METRIC, TIME, rungs
 from akd.seeds import derive
@@ -36,12 +38,17 @@ def open_study(path: Path, name: str) -> optuna.Study:
     """The Optuna study in a journal file, made if it is not there."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     _cut_half_line(path)
-    storage = JournalStorage(JournalFileBackend(str(path)))
     # Suggestions are made elsewhere (StudySearcher._ask) and enter fixed: this sampler never chooses anything.
     idle = optuna.samplers.RandomSampler(seed=0)
-    return optuna.create_study(
-        storage=storage, study_name=name, sampler=idle, direction="maximize", load_if_exists=True
-    )
+    try:
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        return optuna.create_study(
+            storage=storage, study_name=name, sampler=idle, direction="maximize", load_if_exists=True
+        )
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged journal makes Optuna raise
+        raise AkdError(f"{path} is damaged, the study cannot go on: {reason(error)}") from None
 
 
 def _cut_half_line(path: Path) -> None:
@@ -96,6 +103,11 @@ class StudySearcher(Searcher):
         on_change: called with a run's folder whenever it is created or ended.
         fetch: called with a run's folder before it is read, to bring what another node wrote.
         clock: seconds, for the time budget.
+
+    Attributes:
+        closed: hand out nothing more.
+        full: what first found the disk full. From then on nothing is written or told: every run that has not ended
+            goes on in the next session. A failed trial would be failed for ever, for no fault of its configuration.
     """
 
     def __init__(
@@ -112,7 +124,9 @@ class StudySearcher(Searcher):
         super().__init__(metric=METRIC, mode="max")
         self.experiment, self.space, self.study, self.folder = experiment, space, study, folder
         self.on_change, self.fetch, self._clock = on_change, fetch, clock
+        self.on_full: Callable[[], None] = lambda: None  # whoever runs the search ends it here
         self.closed = False
+        self.full: str | None = None
         self.live: dict[str, _Live] = {}
         budget = experiment.search.time_budget
         self._deadline = clock() + budget if budget else float("inf")
@@ -127,6 +141,11 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next run's Tune configuration; ``FINISHED`` when there is none."""
+        with self._room():
+            return self._suggest(trial_id)
+        return Searcher.FINISHED
+
+    def _suggest(self, trial_id: str) -> Any:
         if self.closed:
             return Searcher.FINISHED
         if self._waiting:
@@ -146,12 +165,21 @@ class StudySearcher(Searcher):
         """Pass an epoch's validation accuracy on as an intermediate value."""
         live = self.live.get(trial_id)
         if live and live.trial_id is not None and METRIC in result and TIME in result:
-            self._report(live, int(result[TIME]), float(result[METRIC]))
+            with self._room():
+                self._report(live, int(result[TIME]), float(result[METRIC]))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Write how a run ended into its folder, then tell Optuna."""
         live = self.live.pop(trial_id, None)
         if live is None:
+            return
+        if is_full(failed := (result or {}).get("failed")):
+            self._out_of_room(str(failed))
+        with self._room():
+            self._ended(live, result, error)
+
+    def _ended(self, live: _Live, result: dict[str, Any] | None, error: bool) -> None:
+        if self.full is not None:
             return
         self.fetch(live.folder)
         entries = run_folder.history(live.folder)
@@ -176,6 +204,23 @@ class StudySearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """A study goes on through :meth:`_recover`, never through Tune's snapshots."""
+
+    # -- a full disk -------------------------------------------------------------------------------
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Within the block a disk that is full ends the search in order, not Tune in disorder."""
+        try:
+            yield
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self._out_of_room(str(error))
+
+    def _out_of_room(self, why: str) -> None:
+        if self.full is None:
+            self.full, self.closed = why, True
+            self.on_full()
 
     # -- handing out -------------------------------------------------------------------------------
 
@@ -255,7 +300,7 @@ class StudySearcher(Searcher):
     # -- telling -----------------------------------------------------------------------------------
 
     def _report(self, live: _Live, epoch: int, value: float) -> None:
-        if epoch not in live.reported and live.trial_id is not None:
+        if epoch not in live.reported and live.trial_id is not None and self.full is None:
             live.reported.add(epoch)
             self.study._storage.set_trial_intermediate_value(live.trial_id, epoch, value)
 

@@ -67,10 +67,25 @@ def cache_folder(experiment: Experiment, output: Path, storage: str | None = Non
     return Path("~/.cache/akd/outputs") / hashlib.sha256(storage.encode()).hexdigest()[:16]
 
 
-def check_cache(experiment: Experiment) -> None:
-    """Refuse a folder of one's own for the teacher's outputs that cannot be written to."""
-    if experiment.teacher.cache.dir:
-        check_output(cache_folder(experiment, Path()), "teacher.cache.dir")
+def check_cache(experiment: Experiment, output: Path) -> None:
+    """Refuse a folder of one's own for the teacher's outputs that cannot be written to, or that a file should not name.
+
+    An experiment file may come from somebody else: what it names lies below the output folder. A flag is the user's
+    own word, and what a study that goes on was started with has been checked.
+
+    Args:
+        output: folder of all studies.
+    """
+    given = experiment.teacher.cache.dir
+    if not given:
+        return
+    folder, key = cache_folder(experiment, output), "teacher.cache.dir"
+    where, file, inside = experiment.origins.of(key), experiment.origins.file, output.resolve()
+    foreign = where and not where.startswith("--") and not (file and Path(file).resolve().is_relative_to(inside))
+    if foreign and not folder.resolve().is_relative_to(inside):
+        problem = f"leads out of the output folder {output}; a place elsewhere must be given as --{key}"
+        raise ExperimentError(problem, key=key, value=given, where=where)
+    check_output(folder, key)
 
 
 def sharing(ready: Prepared) -> Sharing:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,18 +14,19 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from akd import checkpoint, cluster
+from akd import checkpoint, cluster, notices
 from akd import config as configuration
 from akd import folder as run_folder
 from akd.addresses import check_tracking
 from akd.config import Experiment, SearchConfig
 from akd.data import TrainData
-from akd.errors import ExperimentError, Interrupted, RunError, many
+from akd.errors import AkdError, AkdWarning, ExperimentError, Interrupted, RunError, is_full, many
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.job import Job, kept_keys
 from akd.logged import default_uri, experiment_title, scrubbed
 from akd.mirror import Mirror, mirror_of, open_mirror
 from akd.prepare import Prepared, check_output, checked, complete, default_name, placed, prepare, study_folder
+from akd.room import PATIENCE_S, out_of_room
 from akd.session import Here, Session
 from akd.sharing import Sharing, cache_folder, check_cache, sharing
 from akd.space import Space
@@ -157,7 +159,7 @@ def teach(
     check_output(Path(output))
     display = display or Display(full.teacher.train.epochs, 0, [])
     with _session(full, workers, ray_address, mirror) as session:
-        return provide(session, full, data, Path(output).absolute(), display, None)
+        return provide(session, full, data, Path(output).absolute(), display)
 
 
 def cache(
@@ -195,7 +197,7 @@ def cache(
     number = min(number, full.teacher.cache.epochs or number)
     display = display or Display(number, 0, [])
     with _session(full, workers, ray_address, mirror) as session:
-        teacher = provide(session, full, data, Path(output).absolute(), display, None)
+        teacher = provide(session, full, data, Path(output).absolute(), display)
         work = Path(output).absolute() / "cache"
         work.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fill-", dir=work) as work_:
@@ -245,7 +247,7 @@ def _fill(
 def _check(full: Experiment, workers: int | None, ray_address: str | None, mirror: Mirror) -> TrainData:
     with placed(full):
         data = checked(full)
-        check_cache(full)
+        check_cache(full, mirror.output)
         if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
             raise ExperimentError("must be a whole number of at least 1", key="workers", value=workers)
         if not _here(workers, ray_address):
@@ -298,6 +300,13 @@ def _train(
             fetch=lambda path, run: mirror.down(path, ended=False) if run.state == RUNNING else None,
             on_trouble=lambda text: display.say(text, "yellow"),
         )
+        crowded, warned = False, notices.Reader(iter([folder, *folder.parent.glob("teachers/*")]))
+
+        def news(path: Path, delay: float = 0.0) -> None:
+            for line in warned.new(path):
+                display.say(f"warning: {line}", "yellow")
+            tracker.changed(path, delay)
+
         display.say(f"run {folder.name}: {line}, {full.method.title}, {len(data.train)} training images")
         try:
             if run.state == COMPLETE:
@@ -307,18 +316,21 @@ def _train(
                 run.write(folder)
                 mirror.up_all(folder)
                 with _session(full, workers, ray_address, mirror) as session:
-                    _carry(session, full, data, folder, run, display, tracker)
+                    _carry(session, full, data, folder, run, display, news)
         except (KeyboardInterrupt, Interrupted):
-            where = "" if folder.parent == Path("runs").absolute() else f" --output {shown_path(folder.parent)}"
-            raise Interrupted(f"stopped; go on with: {program()} train --resume {folder.name}{where}") from None
-        except RunError as error:
+            raise Interrupted(f"stopped; go on with: {_resume_command(folder)}") from None
+        except (RunError, OSError) as error:
+            if crowded := is_full(error):
+                raise AkdError(out_of_room(folder, _resume_command(folder), error)) from None
+            if isinstance(error, OSError):
+                raise
             run.end(folder, FAILED, str(error))
             raise RunError(f"{error} (see {shown_path(folder)}/error.txt)") from None
         finally:
             with contextlib.suppress(StorageError):
                 mirror.up(folder, "run.json")
             tracker.changed(folder)
-            if not tracker.close():
+            if not tracker.close(PATIENCE_S if crowded else 60):
                 display.say(f"MLflow at {scrubbed(uri)} did not take everything", "yellow")
         history = run_folder.history(folder)
         result = TrialResult(
@@ -333,6 +345,11 @@ def _train(
     return result
 
 
+def _resume_command(folder: Path) -> str:
+    where = "" if folder.parent == Path("runs").absolute() else f" --output {shown_path(folder.parent)}"
+    return f"{program()} train --resume {folder.name}{where}"
+
+
 def _carry(
     session: Session | Here,
     full: Experiment,
@@ -340,9 +357,9 @@ def _carry(
     folder: Path,
     run: Run,
     display: Display,
-    tracker: Tracker,
+    news: Callable[..., None],
 ) -> None:
-    teacher = provide(session, full, data, folder.parent, display, tracker) if full.needs_teacher else None
+    teacher = provide(session, full, data, folder.parent, display, news) if full.needs_teacher else None
     team = session.team(full.train.batch_size)
     if run.tags.pop("threads", None):  # left open, until it was known what a worker has
         full = replace(full, train=replace(full.train, threads=max(1, int(team.cpus))))
@@ -353,7 +370,10 @@ def _carry(
         every_student=full.search.log_checkpoints == "all",
         cache=_cache(full, folder.parent, session.mirror.shown, display),
     )
-    if before := checkpoint.latest(folder / "checkpoints"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AkdWarning)  # of damage: the run tells
+        before = checkpoint.latest(folder / "checkpoints")
+    if before:
         epoch, head_epoch = checkpoint.numbers(before)
         after = f"head epoch {head_epoch}" if head_epoch and not epoch else f"epoch {epoch} of {full.train.epochs}"
         display.say(f"goes on after {after}")
@@ -362,7 +382,7 @@ def _carry(
 
         def on_epoch(job: Job, epoch: int, metrics: dict[str, float]) -> None:
             advance(epoch, f"validation {percent(metrics.get('val/accuracy'))} %")
-            tracker.changed(folder, delay=2)
+            news(folder, delay=2)
 
         session.carry([job], team, on_epoch=on_epoch)
     run.end(folder, COMPLETE)

@@ -15,14 +15,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from akd import cluster, spaces, started
+from akd import cluster, notices, spaces, started
 from akd import config as configuration
 from akd import folder as run_folder
 from akd.addresses import check_tracking
 from akd.champion import at_length_of, final_seeds, finals, hand_over
 from akd.cluster import Resources
 from akd.config import Experiment
-from akd.errors import AkdError, ExperimentError, Interrupted, many, reason
+from akd.errors import AkdError, ExperimentError, Interrupted, is_full, many, reason
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.job import Job
 from akd.logged import default_uri, experiment_title, scrubbed
@@ -30,6 +30,7 @@ from akd.mirror import Mirror, mirror_of, open_mirror
 from akd.prepare import Prepared, complete, default_name, placed, prepare, study_folder
 from akd.provenance import versions
 from akd.result import StudyResult
+from akd.room import PATIENCE_S, out_of_room, skipped_if_full
 from akd.session import Session
 from akd.sharing import cache_folder, check_cache, sharing
 from akd.storage import StorageError
@@ -117,7 +118,7 @@ def check(
     ready = prepare(full)
     mirror = open_mirror(storage, folder.parent)
     with placed(full):
-        check_cache(full)
+        check_cache(full, folder.parent)
         cluster.check(full.search, ray_address, batch_sizes(full), shared=mirror.shown)
     try:
         check_tracking(uri, folder.parent, answers=not tracking_later)
@@ -214,7 +215,7 @@ class _Study:
             if self.record.state != RUNNING and finished is None:
                 self.record.state, self.record.ended, self.record.reason = RUNNING, None, None
                 self.record.write(self.folder)
-            before, began = float(self.record.tags.get("seconds", 0)), time.time()
+            before, began, full = float(self.record.tags.get("seconds", 0)), time.time(), False
             experiment_name = experiment_title(e.data.name, e.teacher.name, e.student.name)
             self.tracker = Tracker(
                 self.uri,
@@ -228,6 +229,8 @@ class _Study:
             for path in sorted(self.folder.glob("*/*/run.json")):  # what a session that was killed left unlogged
                 self.tracker.changed(path.parent)
             self.display.say(f"study {self.name}: {experiment_name}, {len(self.ready.data.train)} training images")
+            everywhere = [*self.folder.glob("*/*"), *self.output.glob("teachers/*")]
+            self.notices = notices.Reader(iter(everywhere))
             try:
                 if finished is not None:  # nothing to run; MLflow may have missed something
                     self.display.say("it was finished already: nothing is trained again")
@@ -240,16 +243,20 @@ class _Study:
             except (KeyboardInterrupt, Interrupted):
                 raise Interrupted(f"stopped; go on with: {self.resume_command()}") from None
             except BaseException as error:
+                if is_full(error):  # the study has not failed: it goes on where there is space
+                    full = True
+                    raise AkdError(out_of_room(self.folder, self.resume_command(), error)) from None
                 self.record.end(self.folder, FAILED, str(error).splitlines()[0] if str(error) else type(error).__name__)
                 self.tracker.changed(self.folder)
                 raise
             finally:
                 if finished is None:
                     self.record.tags["seconds"] = f"{before + time.time() - began:.1f}"
-                    self.record.write(self.folder)
+                    with skipped_if_full():  # the seconds alone are lost
+                        self.record.write(self.folder)
                 with contextlib.suppress(StorageError):  # what ended the search is told, and not that this failed too
                     self.mirror.up(self.folder, "run.json")
-                self._close_tracker()
+                self._close_tracker(PATIENCE_S if full else 60)
 
     @property
     def _where(self) -> str:
@@ -278,7 +285,7 @@ class _Study:
         if before is None and self.experiment.teacher.weights is None:
             self.record.tags |= {"teacher_trained": "here"}
             self.record.write(self.folder)
-        teacher = provide(session, self.experiment, self.ready.data, output, self.display, self.tracker)
+        teacher = provide(session, self.experiment, self.ready.data, output, self.display, self._logged)
         if self.experiment.teacher.weights is not None:
             self.record.tags |= {"teacher_saw_validation": "may have"}
         self.record.tags |= {"teacher_hash": teacher.hash}
@@ -349,19 +356,27 @@ class _Study:
     def _changed(self, folder: Path) -> None:
         self._show(folder)
         self.mirror.up(folder)
-        self.tracker.changed(folder)
+        self._logged(folder)
+
+    def _logged(self, folder: Path, delay: float = 0.0) -> None:
+        """A run has news: for MLflow, and for the user if something was not as it should be."""
+        for line in self.notices.new(folder):
+            self.display.say(f"warning: {line}", "yellow")
+        self.tracker.changed(folder, delay)
 
     def _epoch(self, folder: Path, epoch: int, accuracy: float) -> None:
         run = Run.read(folder)
         if run is not None:
             self.display.update(run, epoch, accuracy)
         # Epochs are gathered: a write costs the driver more than a small epoch costs its worker.
-        self.tracker.changed(folder, delay=3)
+        self._logged(folder, delay=3)
 
     def _lost(self, folder: Path) -> None:
-        run = Run.read(folder)
-        if run is not None:
-            self.display.say(f"{run.name}: its process is gone; it goes on from its last epoch", "yellow")
+        with contextlib.suppress(StorageError):
+            self.mirror.down(folder, ended=False)
+        run, epochs = Run.read(folder), len(run_folder.history(folder))
+        after = f"after epoch {epochs}" if epochs else "from its beginning"
+        self.display.say(f"{run.name if run else folder.name}: its process died; it goes on {after}", "yellow")
 
     def _finish(self, session: Session, teacher: Teacher | None, before: float, began: float) -> StudyResult:
         from akd.searcher import ranking
@@ -383,7 +398,7 @@ class _Study:
             def on_epoch(name: str, folder: Path) -> None:
                 done[0] += 1
                 advance(done[0], name if done[0] < total else "")
-                self.tracker.changed(folder, delay=3)
+                self._logged(folder, delay=3)
 
             tested = finals(
                 self.folder,
@@ -392,9 +407,9 @@ class _Study:
                 # A champion that asks the network itself leaves nobody to share with plain KD.
                 self.cache if winner.needs_teacher and live_because(winner) is None else None,
                 lambda jobs, **callbacks: session.carry(jobs, team, **callbacks),
-                on_start=self.tracker.changed,
+                on_start=self._logged,
                 on_epoch=on_epoch,
-                on_end=self.tracker.changed,
+                on_end=self._logged,
             )
         seed = final_seeds(winner)[0]
         handed = hand_over(self.folder, seed)
@@ -462,8 +477,8 @@ class _Study:
         self.record.tags |= {"best_trial": str(result.best_trial["number"]), "mlflow.note.content": result.note()}
         self.record.end(self.folder, COMPLETE, None, **figures)
 
-    def _close_tracker(self) -> bool:
-        if self.tracker.closed is None and not self.tracker.close():
+    def _close_tracker(self, patience_s: float = 60.0) -> bool:
+        if self.tracker.closed is None and not self.tracker.close(patience_s):
             self.display.say(
                 f"MLflow at {scrubbed(self.uri)} did not take everything; '{self.resume_command()}' fills it in",
                 "yellow",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from akd.config import Experiment
@@ -12,7 +13,6 @@ from akd.session import Here, Session
 from akd.summary import shown_path
 from akd.teacher.keep import Teacher, obtain, teacher_hash
 from akd.terminal import Display, percent
-from akd.tracking import Tracker
 
 
 def provide(
@@ -21,23 +21,19 @@ def provide(
     data: TrainData,
     output: Path,
     display: Display,
-    tracker: Tracker | None,
+    changed: Callable[..., None] = lambda folder, delay=0.0: None,
 ) -> Teacher:
     """The experiment's teacher.
 
     Args:
         output: folder of all studies, which holds the teachers too.
-        tracker: told of the teacher's run.
+        changed: told that the teacher's run has news, with the seconds they may wait.
     """
     teacher, train = experiment.teacher, experiment.teacher.train
     team, mirror = session.team(train.batch_size), session.mirror
     there = output / "teachers" / teacher_hash(experiment, data)
     mirror.adopt(there)
     with contextlib.ExitStack() as stack:
-
-        def changed(folder: Path, delay: float = 0.0) -> None:
-            if tracker is not None:
-                tracker.changed(folder, delay)
 
         def fit(folder: Path) -> None:
             shared = f" on {team.size} workers" if team.size > 1 else ""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from akd import folder as run_folder
+from akd.errors import is_full
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.logged import Logged, scrubbed
 from akd.methods.base import title
@@ -146,7 +147,10 @@ class Tracker:
             except Exception as error:  # whatever MLflow or the network raises must not end the thread
                 if not self._away:
                     # Scrubbed before it is cut: half an address would no longer be known as one.
-                    reason = scrubbed(str(error).splitlines()[0])[:200] if str(error) else type(error).__name__
+                    reason = (
+                        scrubbed(str(error).splitlines()[0], self.uri)[:200] if str(error) else type(error).__name__
+                    )
+                    reason = "the disk is full" if is_full(error) else reason
                     self.on_trouble(f"MLflow did not take a write and will be filled in later: {reason}")
                 self._away = True
                 with self._wake:
@@ -367,11 +371,20 @@ def client_of(uri: str) -> MlflowClient:
     # One failed request must come back soon: the tracking thread has its own patience.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    # Of a server it would print the address of each run that ends, as it was given: with its password.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
+    _quiet()
+    return MlflowClient(uri)
+
+
+def _quiet() -> None:
+    """MLflow's own words, once it is imported: what fails raises, and is told in one line by whoever asked."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(uri)
+    # A database's errors would come with their stack and every value of the statement.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def _make_store(uri: str) -> None:
@@ -386,6 +399,7 @@ def _make_store(uri: str) -> None:
     path = Path(uri.removeprefix("sqlite:///"))
     if path.exists():
         return
+    _quiet()
     side = path.with_name(f".{path.name}.{os.getpid()}")
     side.unlink(missing_ok=True)
     MlflowClient(f"sqlite:///{side}").search_experiments(max_results=1)

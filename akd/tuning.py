@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig
 from akd import folder as run_folder
 from akd.cluster import HEAD, Resources
 from akd.config import Experiment
+from akd.errors import DiskFull, is_full
 from akd.folder import Run
 from akd.job import Job
 from akd.scheduler import METRIC, TIME, StudyASHA, make_scheduler
@@ -24,10 +26,13 @@ from akd.trial import run_trial
 
 
 class _Events(Callback):
-    """Tells the study of every finished epoch, and of trials whose process was lost."""
+    """Tells the study of every finished epoch, and of every process that died."""
 
     def __init__(
-        self, on_epoch: Callable[[Path, int, float], None], on_lost: Callable[[Path], None], start_costs: list[float]
+        self,
+        on_epoch: Callable[[Path, int, float], None],
+        on_lost: Callable[[Path], None],
+        start_costs: list[float],
     ):
         self.on_epoch, self.on_lost, self.start_costs = on_epoch, on_lost, start_costs
 
@@ -93,10 +98,13 @@ def run(
         resources: of a trial, and how many at once.
         job: what trials have in common: everything but a folder.
         on_epoch: called with (folder, epoch, validation accuracy).
-        on_lost: called with the folder of a trial whose process died, alone or with its node; it is tried again.
+        on_lost: called with the folder of a trial whose process died and that goes on in another.
 
     Returns:
         Whether the user asked to stop, and the seconds each warm worker took from one trial to the next.
+
+    Raises:
+        DiskFull: of a trial, of the study's own records, or of Tune's; ended in order, runs that have not ended go on.
     """
     scheduler = make_scheduler(experiment)
     if isinstance(scheduler, StudyASHA):
@@ -105,6 +113,9 @@ def run(
             if past is not None and past.state != run_folder.RUNNING:
                 scheduler.remember(path.parent.name, run_folder.history(path.parent))
     start_costs: list[float] = []
+    # Stack traces of snapshots that could not be written, which akd never reads, and of processes that died.
+    for name in ("experiment_state", "tune_controller"):
+        logging.getLogger(f"ray.tune.execution.{name}").setLevel(logging.CRITICAL)
     tuner = tune.Tuner(
         # The process that only steers a trial's workers takes no CPU: it could starve them.
         tune.with_resources(
@@ -132,5 +143,14 @@ def run(
         ),
     )
     with _graceful(lambda: setattr(searcher, "closed", True)) as asked:
-        tuner.fit()
+        if threading.current_thread() is threading.main_thread():
+            searcher.on_full = lambda: signal.raise_signal(signal.SIGUSR1)
+        try:
+            tuner.fit()
+        except Exception as error:  # Tune keeps records of its own beside the study, and may be the first to notice
+            if searcher.full is None and not is_full(error):
+                raise
+            searcher.full = searcher.full or str(error).strip().splitlines()[-1]
+    if searcher.full is not None:
+        raise DiskFull(searcher.full)
     return asked.is_set(), start_costs

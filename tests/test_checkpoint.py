@@ -133,8 +133,10 @@ class TestDamage:
     def test_all_damaged(self, tmp_path: Path) -> None:
         for epoch in (1, 2):
             (save(tmp_path, epoch) / "state.json").unlink()
-        with pytest.warns(UserWarning, match="the checkpoint before it is used"):
-            assert checkpoint.latest(tmp_path) is None
+        with pytest.warns(UserWarning, match="none is whole, the run begins again") as told:
+            assert checkpoint.latest(tmp_path, drop=True) is None
+        assert len(told) == 2
+        assert checkpoint.all_checkpoints(tmp_path) == []
 
     def test_the_message_names_the_file(self, tmp_path: Path) -> None:
         file = save(tmp_path, 1) / "weights.safetensors"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from akd import checkpoint
 from akd import folder as run_folder
 from akd.config import Experiment, load, resolve
 from akd.data import DataConfig, TrainData, split
@@ -18,6 +19,7 @@ from akd.data import load as load_data
 from akd.fit import EpochRecord, FitResult, metrics_equal
 from akd.folder import FAILED, RUNNING, Run
 from akd.teacher.keep import load_student
+from akd.world import World
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +197,42 @@ class TestTrain:
         assert told == [2, 3, 4]
         assert [int(e["epoch"]) for e in run_folder.history(tmp_path)] == [1, 2, 3, 4]
 
+    def test_all_checkpoints_damaged(self, data: TrainData, tmp_path: Path) -> None:
+        """The run begins again; no epoch is there twice, and its checkpoints are kept anew."""
+        start(tmp_path)
+        train(tmp_path, data)
+        whole = (tmp_path / "history.jsonl").read_bytes(), (tmp_path / "student/student.safetensors").read_bytes()
+        (tmp_path / "checkpoints" / "epoch_000004" / "manifest.json").unlink()
+        (tmp_path / "checkpoints" / "epoch_000003" / "state.json").write_bytes(b"")
+        told: list[int] = []
+        with pytest.raises(Cut), pytest.warns(UserWarning, match="the run begins again"):
+            train(tmp_path, data, told=told, cut=2)
+        assert told == [1, 2]
+        assert [p.name for p in checkpoint.all_checkpoints(tmp_path / "checkpoints")] == [
+            "epoch_000001",
+            "epoch_000002",
+        ]
+        train(tmp_path, data, told=told)
+        assert told == [1, 2, 2, 3, 4]
+        assert (
+            (tmp_path / "history.jsonl").read_bytes(),
+            (tmp_path / "student/student.safetensors").read_bytes(),
+        ) == whole
+
+    def test_a_damaged_line_of_the_history_is_told_again(self, data: TrainData, tmp_path: Path) -> None:
+        start(tmp_path)
+        with pytest.raises(Cut):
+            train(tmp_path, data, cut=3)
+        before = run_folder.history(tmp_path)
+        lines = (tmp_path / "history.jsonl").read_bytes().splitlines(keepends=True)
+        lines[0], lines[1] = b'[1, "no entry"]\n', lines[1][:40] + b"\xff\n"
+        (tmp_path / "history.jsonl").write_bytes(b"".join(lines))
+        assert [e["epoch"] for e in run_folder.history(tmp_path)] == [3]
+        train(tmp_path, data)
+        after = run_folder.history(tmp_path)
+        assert [e["epoch"] for e in after] == [1, 2, 3, 4]
+        assert [metrics_equal(a | {"at": 0}, b | {"at": 0}) for a, b in zip(before, after, strict=False)] == [True] * 3
+
     def test_stopped_by_its_carrier(self, data: TrainData, tmp_path: Path) -> None:
         start(tmp_path)
         result = train(tmp_path, data, stop=lambda: len(run_folder.history(tmp_path)) >= 2)
@@ -230,3 +268,21 @@ def test_what_is_handed_over_says_how_to_use_it(data: TrainData, tmp_path: Path)
     assert torch.allclose(student(image).logits, result.student(image).logits, rtol=1e-5, atol=1e-6)
     weights = result.student.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in student.state_dict().items())
+
+
+def test_all_workers_go_on_from_the_checkpoint_that_the_first_found(tmp_path: Path) -> None:
+    """Whatever the others would see of a shared disk: none of them looks, and only the first drops what is damaged."""
+    for epoch in (1, 2):
+        checkpoint.save(tmp_path / "checkpoints", epoch, {"x": torch.zeros(3)}, {})
+    (tmp_path / "checkpoints" / "epoch_000002" / "weights.safetensors").write_bytes(b"")
+    told: list[tuple[int, ...]] = []
+
+    class Worker(World):
+        def first(self, values: tuple[int, ...]) -> tuple[int, ...]:
+            told.append(values)
+            return told[0]
+
+    with pytest.warns(UserWarning, match="epoch_000001, the one before it, is used"):
+        found = [run_folder.start_of(tmp_path / "checkpoints", Worker(rank, 2)) for rank in (0, 1)]
+    assert found == [tmp_path / "checkpoints" / "epoch_000001"] * 2
+    assert told == [(1, 0), (-1, -1)]

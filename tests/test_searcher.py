@@ -503,3 +503,87 @@ class TestALostJournal:
         assert second.order[0] == "trial 4"
         assert trials_of(tmp_path / "cut") == wanted
         assert folders_of(tmp_path / "cut") == folders_of(tmp_path / "whole")
+
+
+class TestFullDisk:
+    """A trial that met a full disk is not failed: the search ends in order and it goes on where there is space."""
+
+    def full(self, folder: Path) -> Session:
+        one = Session(folder, experiment(), controls=False)
+        one.ended = []  # type: ignore[attr-defined]
+        one.searcher.on_full = lambda: one.ended.append(1)  # type: ignore[attr-defined]
+        return one
+
+    @pytest.mark.parametrize(
+        "reason",
+        [
+            "[Errno 28] No space left on device: '/runs/s/trials/00000/checkpoints'",
+            "[Errno 122] Disk quota exceeded",
+            "Error while serializing: I/O error: No space left on device (os error 28)",
+        ],
+    )
+    def test_told_by_a_trial(self, reason: str, tmp_path: Path) -> None:
+        one = self.full(tmp_path)
+        first, second = one.start(), one.start()
+        assert first is not None
+        assert second is not None
+        before = (tmp_path / "optuna.log").read_bytes()
+        one.searcher.on_trial_complete(first[0], {"failed": reason})
+        assert (one.searcher.full, one.ended) == (reason, [1])  # type: ignore[attr-defined]
+        append(Path(second[1]["folder"]), {"epoch": 3, "at": 0.0, "val/accuracy": 0.5})
+        one.searcher.on_trial_result(second[0], {"epoch": 3, "val_accuracy": 0.5})
+        one.searcher.on_trial_complete(second[0], {"epoch": 3})  # what ends meanwhile is told by the next session
+        assert one.start() is None
+        assert (tmp_path / "optuna.log").read_bytes() == before
+        for number in (0, 1):
+            run = Run.read(tmp_path / "trials" / f"{number:05d}")
+            assert run is not None
+            assert run.state == RUNNING
+        again = Session(tmp_path, experiment(), controls=False)
+        while (started := again.start()) is not None:
+            for _ in again.epochs(*started):
+                pass
+        assert again.order[:2] == ["trial 0", "trial 1"]
+        assert len(again.study.trials) == 4
+        assert not [t for t in again.study.trials if not t.state.is_finished()]
+
+    @pytest.mark.parametrize("where", ["suggest", "result", "end"])
+    def test_met_by_the_studys_own_records(self, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Half a line stays in the journal: the next session cuts it off."""
+        one = self.full(tmp_path)
+        started = one.start()
+        assert started is not None
+        append(Path(started[1]["folder"]), {"epoch": 3, "at": 0.0, "val/accuracy": 0.5})
+
+        def half(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
+            with open(tmp_path / "optuna.log", "ab") as file:
+                file.write(json.dumps(logs[0]).encode()[:20])
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(JournalFileBackend, "append_logs", half)
+            if where == "suggest":
+                assert one.start() is None
+            elif where == "result":
+                one.searcher.on_trial_result(started[0], {"epoch": 3, "val_accuracy": 0.5})
+            else:
+                one.searcher.on_trial_complete(started[0], {"epoch": 3})
+        assert one.ended == [1]  # type: ignore[attr-defined]
+        one.searcher.on_trial_complete(started[0], {"epoch": 3})
+        again = Session(tmp_path, experiment(), controls=False)
+        while (more := again.start()) is not None:
+            for _ in again.epochs(*more):
+                pass
+        assert [t.state.is_finished() for t in again.study.trials] == [True] * 4
+        assert again.study.trials[0].intermediate_values == {3: 0.5}
+
+    def test_another_error_is_not_taken_for_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        one = self.full(tmp_path)
+
+        def denied(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(JournalFileBackend, "append_logs", denied)
+        with pytest.raises(PermissionError):
+            one.start()
+        assert one.searcher.full is None

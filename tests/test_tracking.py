@@ -466,10 +466,38 @@ class TestCredentials:
             ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
             ("sqlite:////a@b/mlflow.db", "sqlite:////a@b/mlflow.db"),
             ("cannot reach http://u:p@a:1/x nor http://u:p@b:2/y", "cannot reach http://a:1/x nor http://b:2/y"),
+            ("http://host:5000/a@b", "http://host:5000/a@b"),
+            ("http://user:p'a\"ss@host/x", "http://host/x"),
+            ("http://host/x?token=abc&page=2", "http://host/x?token=***&page=2"),
+            ("postgresql://host/db?user=me&password=x/y+z", "postgresql://host/db?user=me&password=***"),
+            ("s3://AKIA:w/x+y=@bucket/p?region=eu", "s3://bucket/p?region=eu"),
+            (
+                "s3://bucket/p?access_key=A&secret_key=b/c+d&scheme=http",
+                "s3://bucket/p?access_key=***&secret_key=***&scheme=http",
+            ),
+            (
+                "s3://AKIA:w/x@bucket?endpoint_override=http://127.0.0.1:9000",
+                "s3://bucket?endpoint_override=http://127.0.0.1:9000",
+            ),
+            ("s3://bucket/a@b", "s3://bucket/a@b"),
+            ("gs://anonymous@bucket/x", "gs://anonymous@bucket/x"),
+            ("abfs://place:k/e+y==@account.dfs.core.windows.net/x", "abfs://place@account.dfs.core.windows.net/x"),
+            ("abfss://place@account.dfs.core.windows.net/x", "abfss://place@account.dfs.core.windows.net/x"),
+            ("abfs://:k/ey@account.blob.core.windows.net/c", "abfs://account.blob.core.windows.net/c"),
+            ("sent Authorization: Basic dXNlcjpwYXNz to it", "sent Authorization: Basic *** to it"),
         ],
     )
     def test_scrubbed(self, address: str, shown: str) -> None:
         assert scrubbed(address) == shown
+
+    def test_pieces_of_a_known_password(self) -> None:
+        """As a library quotes the half that it took for a host."""
+        uri = "postgresql://user:sesame@opens%2Fit@host/db"
+        said = 'could not translate host name "opens/it@host", password "sesame"'
+        assert scrubbed(said, uri) == 'could not translate host name "***/it@host", password "***"'
+
+    def test_an_address_that_is_refused_hides_rather_too_much(self) -> None:
+        assert scrubbed("http://user:123/abc@host", refused=True) == "http://host"
 
     @pytest.mark.parametrize("padding", [0, 120])
     def test_trouble_shows_none(

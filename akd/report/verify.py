@@ -178,7 +178,7 @@ def _read_mlflow(books: _Books, uri: str) -> str | None:
             return f"it has no experiment {title!r}"
         runs = list(_all_runs(client, experiment.experiment_id, books.study.name))
     except Exception as error:  # whatever MLflow, the network or a damaged store raises
-        return f"cannot be read: {scrubbed(reason(error))[:200]}"
+        return f"cannot be read: {scrubbed(reason(error), uri)[:200]}"
     folders = {**books.runs, books.study: books.own}
     marks = {mark_of(books.study, folder, run): folder for folder, run in folders.items()}
     books.client, books.logged = client, {folder: [] for folder in folders}

@@ -20,6 +20,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import shutil
 import time
 import warnings
@@ -32,10 +33,13 @@ import torch
 from torch import Tensor
 
 from akd import checkpoint
+from akd.errors import AkdWarning, is_full
 from akd.storage import Storage
 
 #: Raised whenever the same facts would be kept as other values.
 FORMAT = 1
+#: What this store calls its keys and passes: in a folder that holds other things, too, nothing else is ever removed.
+_KEY, _PASS = re.compile(r"[0-9a-f]{16}"), re.compile(r"\d{6}")
 #: Files whose checksum this process has compared: device, inode, size and time of the last change.
 _compared: set[tuple[int, int, int, int]] = set()
 
@@ -89,11 +93,11 @@ def encode(output: str, values: Tensor, half: bool) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def decode(path: Path) -> Column:
-    """The column of a file that is known to be whole, mapped."""
+def decode(path: Path | bytes) -> Column:
+    """The column of a file that is known to be whole, mapped; or of a file's bytes."""
     import pyarrow as pa
 
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    reader = pa.ipc.open_file(pa.py_buffer(path) if isinstance(path, bytes) else pa.memory_map(str(path)))
     column = reader.get_batch(0).column(0)
     about = reader.schema.metadata
     flat = column.flatten().to_numpy(zero_copy_only=True)
@@ -192,10 +196,9 @@ class Store:
         self.root.mkdir(parents=True, exist_ok=True)
         with open(self.root / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for left in self.root.glob("*/.gone-*"):  # of a process that was killed here
+            keys = [key for key in self.root.iterdir() if _KEY.fullmatch(key.name) and key.is_dir()]
+            for left in [left for key in keys for left in key.glob(".gone-*")]:  # of a process that was killed here
                 shutil.rmtree(left, ignore_errors=True)
-            # What begins with a dot is no key: a process's own working folder.
-            keys = [key for key in self.root.iterdir() if key.is_dir() and not key.name.startswith(".")]
             passes = {key: self._passes(key) for key in keys}
             total = sum(size for found in passes.values() for _, _, size in found)
             excess = need if free else total + need - self.budget
@@ -211,7 +214,7 @@ class Store:
     def _passes(self, key: Path) -> list[tuple[Path, float, int]]:
         """Folder, last use and bytes of each pass of a key, in order."""
         found = []
-        for folder in sorted(key.glob("[0-9]*")):
+        for folder in sorted(p for p in key.glob("[0-9]*") if _PASS.fullmatch(p.name)):
             with contextlib.suppress(FileNotFoundError):
                 found.append((folder, folder.stat().st_mtime, size_of(folder)))
         return found
@@ -342,7 +345,7 @@ class PassFolder:
             try:
                 _flushed(side, content)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if not is_full(error):
                     raise
                 self.store.make_room(2 * len(content), free=True)
                 _flushed(side, content)
@@ -371,7 +374,7 @@ class PassFolder:
                     continue
                 except (ValueError, KeyError, TypeError, AttributeError) as error:  # ArrowInvalid is a ValueError
                     problem = str(error)
-            warnings.warn(f"{path} is damaged ({problem}); it is made again", stacklevel=2)
+            warnings.warn(f"{path} is damaged ({problem}); it is made again", AkdWarning, stacklevel=2)
             if self.store.shared is not None:  # where it may have come from
                 self.store.shared.remove_object(f"{self._key}/{path.name}")
             path.unlink(missing_ok=True)
@@ -380,11 +383,15 @@ class PassFolder:
 
 
 def _flushed(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a file and wait until it is on the disk; nothing is left of one that does not fit."""
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _compare(path: Path) -> str | None:

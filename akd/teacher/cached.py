@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from akd.data.batch import Batch
 from akd.data.loader import RESIDENT_SHARE, DeviceLoader, Pass, batch_of
+from akd.errors import AkdWarning, is_full
 from akd.models.output import Output
 from akd.teacher import identity
-from akd.teacher.cache import Column, Damaged, PassFolder, Store, digest
+from akd.teacher.cache import Column, Damaged, PassFolder, Store, decode, digest, encode
 from akd.teacher.source import LiveTeacher
 
 #: Bytes of a pass that are copied into memory on the CPU; more are read from the mapped files step by step.
@@ -157,35 +158,49 @@ class CachedTeacher(LiveTeacher):
     def before(self, view: Pass, amp: bool) -> None:
         """Have every output of the pass at hand: found, or made together with whoever else needs it.
 
-        Where nothing can be kept (no permission, a full disk) the network itself is asked, as without a cache.
+        On a full disk they are made for this run alone, in memory: the same values, so that a result does not tell of
+        the disk. Where nothing can be kept at all (no permission, too much for memory) the network itself is asked.
         """
         for _ in range(_TRIES):
             self.table = None
-            for folder in self._used:
-                folder.close()
-            self._used = []
+            self._let_go()
             try:
                 self.table = self._table(view, amp)
                 return
             except (Damaged, FileNotFoundError):
                 continue
             except OSError as error:
-                self._live(f"{error.strerror or error}")
+                self._let_go()
+                if is_full(error):
+                    self.table = self._table(view, amp, kept=False)
+                self._tell(f"{error.strerror or error}")
                 return
-        self._live("files keep vanishing")
+        self._tell("files keep vanishing")
+
+    def _let_go(self) -> None:
+        for folder in self._used:
+            folder.close()
+        self._used = []
 
     def fill(self, view: Pass, amp: bool) -> None:
         """As :meth:`before`, for somebody who does not train on the pass."""
         self.before(view, amp)
-        if self.table is None:
+        if not self._used:
             raise OSError(f"the teacher's outputs cannot be kept in {self.store.root}")
 
-    def _live(self, why: str) -> None:
+    def _tell(self, why: str) -> None:
         if not self._told:
-            warnings.warn(f"the teacher's outputs cannot be kept in {self.store.root}: {why}; it is run", stacklevel=3)
+            warnings.warn(
+                f"the teacher's outputs cannot be kept in {self.store.root}: {why}; it is run", AkdWarning, stacklevel=3
+            )
         self._told = True
 
-    def _table(self, view: Pass, amp: bool) -> Table:
+    def _table(self, view: Pass, amp: bool, kept: bool = True) -> Table | None:
+        """The outputs of a pass.
+
+        Args:
+            kept: on disk; else in memory, where ``None`` says that they are too much for it.
+        """
         loader = view.loader
         work = _Work(self, view, amp)
         if self._shapes is None:
@@ -196,7 +211,16 @@ class CachedTeacher(LiveTeacher):
         candidates = [] if loader.policy is not None and loader.policy.config.form == "only" else [-1]
         candidates += range(loader.policy.pool) if loader.policy is not None else []
         found: dict[str, list[Column]] = {name: [] for name in needed}
+        if not kept and each * len(work.rows) * len(candidates) > RESIDENT:
+            return None
         for candidate in candidates:
+            if not kept:
+                for part in range(work.parts):
+                    made_now = work.compute(candidate, part)
+                    for name in needed:  # by way of the bytes that would be kept, so that they are rounded alike
+                        found[name].append(decode(encode(name, made_now[name], self.half)))
+                self.made += len(work.rows)
+                continue
             facts = self.facts(loader, candidate, amp, work)
             self.keys.add(digest(facts))
             folder = self.store.use(facts, view.number)

@@ -220,7 +220,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict) or not {"model", "num_classes", "normalise"} <= set(config):
             raise ValueError("it lacks model, classes or normalisation")
-    except (OSError, ValueError) as error:  # ValueError: no JSON, no UTF-8
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8
         why = error.strerror if isinstance(error, OSError) else f"it is damaged: {reason(error)}"
         raise ExperimentError(f"cannot be read: {why}", key="student", value=str(path)) from None
     return config

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import program
 import pytest
-from mlflow import MlflowClient
 from studies import ONE, agree, identical
 
 from akd import folder as run_folder
@@ -27,31 +26,88 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "s"
 
 
-def test_killed_again_and_again_equals_undisturbed(undisturbed: Path, tmp_path: Path) -> None:
-    """SIGKILL to everything: in the teacher, in a control, in two trials, in a final run."""
+def newest(run: Path) -> Path:
+    return sorted((run / "checkpoints").glob("epoch_*"))[-1]
+
+
+def truncate(run: Path) -> list[str]:
+    """Half of the newest weights and of the last line; what the user must be told."""
+    weights = newest(run) / "weights.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    lines = run / "history.jsonl"
+    os.truncate(lines, lines.stat().st_size - 20)
+    return [f"warning: {weights} is damaged: its checksum differs from the manifest; epoch_0"]
+
+
+def flip(run: Path) -> list[str]:
+    """One bit of the newest weights."""
+    weights = newest(run) / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    return [f"warning: {weights} is damaged: its checksum differs from the manifest; epoch_0"]
+
+
+def ruin(run: Path) -> list[str]:
+    """All checkpoints, in two other ways."""
+    told = []
+    for number, path in enumerate(sorted((run / "checkpoints").glob("epoch_*"))):
+        if number % 2:
+            (path / "state.json").write_bytes(b"")
+            told.append(f"warning: {path}/state.json is damaged: its checksum differs from the manifest; none is whole")
+        else:
+            (path / "manifest.json").unlink()
+            told.append(f"warning: {path} cannot be read: [Errno 2]")
+    assert told
+    return told
+
+
+def nothing(run: Path) -> list[str]:
+    return []
+
+
+#: Where a session ends (a file of the run that is under way, and how many lines it has by then), how, and what happens
+#: to the run before the next session.
+MOMENTS: list[tuple[str, int, int, Callable[[Path], list[str]]]] = [
+    ("teachers/*/history.jsonl", 1, signal.SIGTERM, nothing),
+    ("s/controls/none/history.jsonl", 2, signal.SIGKILL, truncate),
+    ("s/trials/00000/history.jsonl", 2, signal.SIGKILL, ruin),
+    ("s/trials/00003/experiment.yaml", 1, signal.SIGKILL, nothing),
+    ("s/finals/champion-seed4/history.jsonl", 2, signal.SIGKILL, flip),
+]
+
+
+def test_stopped_again_and_again_equals_undisturbed(undisturbed: Path, tmp_path: Path) -> None:
+    """In the teacher, in a control, in two trials, in a final run; with checkpoints damaged in between."""
     study = tmp_path / "runs" / "s"
 
     def lines(pattern: str, count: int) -> bool:
         return any(len(p.read_text().splitlines()) >= count for p in (tmp_path / "runs").glob(pattern))
 
-    moments = [
-        ("teachers/*/history.jsonl", 1),
-        ("s/controls/none/history.jsonl", 2),
-        ("s/trials/00001/history.jsonl", 1),
-        ("s/trials/00003/experiment.yaml", 1),
-        ("s/finals/champion-seed4/history.jsonl", 2),
-    ]
-    arguments = ONE
-    for pattern, count in moments:
+    arguments, warned = ONE, []
+    for pattern, count, how, damage in MOMENTS:
         process = program.start(arguments, tmp_path)
         try:
             program.wait_for(partial(lines, pattern, count))
             assert process.poll() is None, (tmp_path / "out.txt").read_text()
+            if how != signal.SIGKILL:
+                os.kill(process.pid, how)
+                assert process.wait(60) == 130, (tmp_path / "out.txt").read_text()
+                assert "akd search --resume s" in (tmp_path / "out.txt").read_text()
         finally:
             program.kill_group(process)
+        output = (tmp_path / "out.txt").read_text()
+        assert all(any(line.startswith(words) for line in output.splitlines()) for words in warned), (warned, output)
+        assert "Traceback" not in output
+        (run,) = [p.parent for p in (tmp_path / "runs").glob(pattern)]
+        warned = damage(run)
         arguments = ["search", "--resume", "s"]
     code, output = program.run(arguments, tmp_path)
     assert code == 0, output
+    assert all(any(line.startswith(words) for line in output.splitlines()) for words in warned), (warned, output)
+    for path in study.glob("*/*/history.jsonl"):
+        epochs = [int(e["epoch"]) for e in run_folder.history(path.parent)]
+        assert epochs == list(range(1, len(epochs) + 1)), path
     identical(study, undisturbed)
     agree(study)
 
@@ -62,10 +118,7 @@ def test_ctrl_c_keeps_the_state_and_names_the_command(tmp_path: Path) -> None:
     study = tmp_path / "runs" / "s"
     try:
         program.wait_for(lambda: len(run_folder.history(study / "trials" / "00000")) >= 2)
-        # 127.0.0.1, also as IPv6 writes it: nothing of a local search can be reached from outside.
-        addresses = {address for address, _ in program.listening(program.session_members(process.pid))}
-        assert addresses
-        assert addresses <= program.LOOPBACK
+        program.nobody_else_listens(program.listening(program.session_members(process.pid)))
         assert (Path.home() / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(60) == 130
@@ -136,6 +189,9 @@ def test_killed_worker_is_replaced_and_its_trial_continues(undisturbed: Path, tm
         assert process.wait(200) == 0, (tmp_path / "out.txt").read_text()
     finally:
         program.kill_group(process)
+    output = (tmp_path / "out.txt").read_text()
+    assert "its process died; it goes on" in output
+    assert "Traceback" not in output
     assert program.epochs_of(study) == program.epochs_of(undisturbed)
     agree(study)
 
@@ -159,37 +215,3 @@ def test_diverging_trials_are_failed_with_their_reason_and_the_search_goes_on(tm
     ]
     assert "failed" in output
     assert "diverged" in output
-
-
-def test_tracker_away_is_filled_in_by_the_time_it_is_back(tmp_path: Path) -> None:
-    """A real MLflow server that starts only after the search has begun."""
-    port = 5057
-    uri = f"http://127.0.0.1:{port}"
-    server = [program.sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    server += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--workers", "1"]
-    server += ["--artifacts-destination", str(tmp_path / "served")]
-    process = program.start(
-        ["search", "small.yaml", "--name", "s", "--tracking-uri", uri, "--tracking-later", "--champion-seeds", "1"],
-        tmp_path,
-    )
-    study, mlflow = tmp_path / "runs" / "s", None
-    try:
-        program.wait_for(lambda: (study / "controls").exists())
-        with open(tmp_path / "server.txt", "w", encoding="utf-8") as log:
-            mlflow = subprocess.Popen(server, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True)
-        assert process.wait(200) == 0, (tmp_path / "out.txt").read_text()
-        output = (tmp_path / "out.txt").read_text()
-        assert "MLflow did not take a write" in output
-        client = MlflowClient(uri)
-        (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
-        runs = client.search_runs([experiment.experiment_id], max_results=100)
-        assert len(runs) == 2 + 2 + 3 + 3
-        assert {r.info.status for r in runs} == {"FINISHED"}
-        trial = next(r for r in runs if r.data.tags.get("akd.trial") == "0")
-        assert client.list_artifacts(trial.info.run_id, "student")
-    finally:
-        program.kill_group(process)
-        if mlflow is not None:
-            for pid in program.session_members(mlflow.pid):
-                os.kill(pid, signal.SIGKILL)
-            mlflow.wait(10)

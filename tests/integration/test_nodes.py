@@ -89,7 +89,7 @@ def test_nodes_lost_in_the_middle_of_trials(tmp_path: Path, three: Nodes, bucket
     )
     study = tmp_path / "runs" / "s"
     agree(study)
-    assert "goes on from its last epoch" in output
+    assert "its process died; it goes on after epoch" in output
     assert "Traceback" not in output
     for path in study.glob("*/*/history.jsonl"):
         assert [int(e["epoch"]) for e in run_folder.history(path.parent)] == list(range(1, 13))
@@ -182,6 +182,6 @@ def test_a_spot_machine_that_is_told_to_end(tmp_path: Path, three: Nodes, bucket
     output = searched(
         [*SEARCH, "--concurrent", "1", "--final-workers", "1"], tmp_path, three, bucket, [("trials/00000", 2, term)]
     )
-    assert "trial 0: its process is gone; it goes on from its last epoch" in output
+    assert "trial 0: its process died; it goes on after epoch" in output
     agree(tmp_path / "runs" / "s")
     identical(tmp_path / "runs" / "s", alone(tmp_path / "alone", "--concurrent", "1", "--final-workers", "1"))

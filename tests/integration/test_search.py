@@ -262,5 +262,7 @@ def test_ui_serves_the_study_on_loopback(study: Path, tmp_path: Path) -> None:
         address = f"http://127.0.0.1:{port}/get-artifact?path=student/config.json&run_uuid={run_id}"
         with urllib.request.urlopen(address) as page:
             assert json.load(page)["model"] == "resnet8"
+        found = program.listening(program.session_members(process.pid))
+        assert {(one.kind, one.outside) for one in found} == {("MLflow", False)}
     finally:
         program.kill_group(process)

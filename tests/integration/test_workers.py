@@ -44,6 +44,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[int]]:
     try:
         line = study / "controls" / "none" / "history.jsonl"
         program.wait_for(lambda: line.exists() or process.poll() is not None, 200)
+        program.nobody_else_listens(program.listening(program.session_members(process.pid)), outside=1)
         (first, *_) = workers_of(process.pid)
         os.kill(first, signal.SIGKILL)
         ended, finals = (lambda: process.poll() is not None), set()
@@ -135,10 +136,7 @@ def test_killed_and_resumed_gives_the_same_bits(whole: Path, tmp_path: Path) -> 
     try:
         program.wait_for(lambda: lines.exists() and len(lines.read_text().splitlines()) >= 3)
         assert process.poll() is None
-        found = program.listening(program.session_members(process.pid))
-        # One door is open: torch's rendezvous, in one of the workers.
-        (open_to_all,) = [pid for address, pid in found if address not in program.LOOPBACK]
-        assert open_to_all in workers_of(process.pid)
+        program.nobody_else_listens(program.listening(program.session_members(process.pid)), outside=1)
     finally:
         program.kill_group(process)
     code, output = program.run(["train", "--resume", "s"], tmp_path)

@@ -462,13 +462,18 @@ def test_no_room_for_two_passes(data: TrainData, teacher: nn.Module, tmp_path: P
     assert source.made == 3 * 90
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), PermissionError(errno.EACCES, "Denied")])
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("error", [FULL, PermissionError(errno.EACCES, "Permission denied")], ids=["full", "closed"])
 def test_where_nothing_can_be_kept_the_network_is_run(
     error: OSError, data: TrainData, teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     e = experiment("kd")
     live = LiveTeacher(teacher, e.method.needs)
     want = fit(e, data, live)
+    if error is FULL:
+        monkeypatch.setattr("akd.teacher.cached.RESIDENT", 1)  # too much for memory
 
     def refuse(*_: Any) -> None:
         raise error
@@ -481,6 +486,26 @@ def test_where_nothing_can_be_kept_the_network_is_run(
     assert source.asked == live.asked
     with pytest.raises(OSError, match="cannot be kept"):
         fill(e, data, cached(e, teacher, tmp_path), 1)
+
+
+@pytest.mark.parametrize("method", ["kd", {"host": "at", "augment": "cutmix"}])
+def test_on_a_full_disk_a_run_has_the_values_it_would_find(
+    method: Any, data: TrainData, teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded to half precision: a result must not tell whether the disk was full."""
+    e = experiment(method)
+
+    def source(folder: str) -> CachedTeacher:
+        return CachedTeacher(teacher, e.method.needs, Store(tmp_path / folder, GB), half=True, chunk=16, part=32)
+
+    want = fit(e, data, source("kept"))
+    assert not same(want, fit(e, data, LiveTeacher(teacher, e.method.needs)))
+    monkeypatch.setattr(cache, "_flushed", lambda *_: (_ for _ in ()).throw(FULL))
+    mine = source("full")
+    with pytest.warns(UserWarning, match=r"cannot be kept in .*full"):
+        assert same(want, fit(e, data, mine))
+    assert mine.made == mine.asked
+    assert not list((tmp_path / "full").rglob("*.arrow"))
 
 
 def test_filled_ahead(data: TrainData, teacher: nn.Module, tmp_path: Path) -> None:
