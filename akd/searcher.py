@@ -19,13 +19,14 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
 from akd import folder as run_folder
 from akd.config import Experiment
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING, Run
 from akd.scheduler import METRIC, TIME, rungs
+from akd.scratch import scratch_trial
 from akd.seeds import derive
 from akd.space import Space
 
@@ -189,22 +190,25 @@ class StudySearcher(Searcher):
         return _Live(folder, run, None, set())
 
     def _ask(self) -> _Live:
-        # The whole suggestion is made on a copy of the study and enters the journal in one write. A kill can then
-        # never leave half of it behind, whose other half would be drawn from another place of the random stream.
+        # The whole suggestion is made beside the study and enters the journal in one write. A kill can then never
+        # leave half of it behind, whose other half would be drawn from another place of the random stream.
         past = self.study.get_trials(deepcopy=False)
-        copy = optuna.create_study(direction="maximize", sampler=make_sampler(self.experiment, len(past)))
-        copy.add_trials(past)
-        scratch = copy.ask()
-        self.space(scratch)
-        self.study.enqueue_trial(scratch.params)
-        return self._materialise(self.study.ask())
+        scratch = scratch_trial(past, self.study.directions, make_sampler(self.experiment, len(past)))
+        values = self.space(scratch)
+        self.study.add_trial(
+            create_trial(state=TrialState.RUNNING, params=scratch.params, distributions=scratch.distributions)
+        )
+        made = self.study.get_trials(deepcopy=False)[len(past)]
+        return self._folder_of(made.number, made._trial_id, values)
 
     def _materialise(self, trial: optuna.Trial) -> _Live:
-        values = self.space(trial)
-        folder = self.folder / "trials" / f"{trial.number:05d}"
-        run = Run("trial", f"trial {trial.number}", number=trial.number, parameters=values)
+        return self._folder_of(trial.number, trial._trial_id, self.space(trial))
+
+    def _folder_of(self, number: int, trial_id: int, values: dict[str, Any]) -> _Live:
+        folder = self.folder / "trials" / f"{number:05d}"
+        run = Run("trial", f"trial {number}", number=number, parameters=values)
         run_folder.create(folder, self.experiment.with_values(values), run)
-        return _Live(folder, run, trial._trial_id, set())
+        return _Live(folder, run, trial_id, set())
 
     # -- going on after an interruption ------------------------------------------------------------
 

@@ -79,6 +79,7 @@ def run(
     keep: frozenset[str],
     *,
     on_epoch: Callable[[Path, int, float], None],
+    trainable: Callable[[dict[str, Any]], None] = run_trial,
 ) -> tuple[bool, list[float]]:
     """Run controls and trials until the searcher has no more.
 
@@ -89,6 +90,7 @@ def run(
         cache: folder of teachers' outputs, if trials share them.
         keep: what is kept of them.
         on_epoch: called with (folder, epoch, validation accuracy).
+        trainable: what Tune runs; a simulated one writes the same folders and trains nothing.
 
     Returns:
         Whether the user asked to stop, and the seconds each warm worker took from one trial to the next.
@@ -103,7 +105,7 @@ def run(
     tuner = tune.Tuner(
         # The process that only steers a trial's workers takes no CPU: it could starve them.
         tune.with_resources(
-            run_trial, {HEAD: 0.001} if resources.team else {"cpu": resources.cpus, "gpu": resources.gpus}
+            trainable, {HEAD: 0.001} if resources.team else {"cpu": resources.cpus, "gpu": resources.gpus}
         ),
         param_space={
             "team": resources.team,
