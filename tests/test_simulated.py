@@ -103,11 +103,24 @@ class TestCurve:
 
 
 @pytest.mark.ray
-def test_a_search_through_tune_leaves_all_records_in_agreement(tmp_path: Path) -> None:
+def test_a_search_through_tune_leaves_all_records_in_agreement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real Tune, Optuna, ASHA, tracker; 30 trials, some stopped and some failed, on two workers."""
+    from ray.tune.execution.experiment_state import _ExperimentCheckpointManager as Snapshots
+
     experiment = simulated.experiment(30, 9, concurrent=2, seed=1)
+    real, taken = Snapshots.sync_up_experiment_state, [0]
+
+    def every_time(self: Snapshots, *args: Any, **kw: Any) -> Any:
+        if self.auto_checkpoint_enabled:  # Ray's own: every ten seconds, more than this search lasts
+            self._checkpoint_period = 0.0
+        before = self._last_save_time
+        real(self, *args, **kw)
+        taken[0] += self._last_save_time != before
+
+    monkeypatch.setattr(Snapshots, "sync_up_experiment_state", every_time)
     with simulated.instead_of_training():
         result = akd.search(experiment, name="s", output=tmp_path)
+    assert taken == [2]  # of all trials, which nobody reads: at the start and at the end
     study = tmp_path / "s"
     checks = verify.verify(study, f"sqlite:///{tmp_path}/mlflow.db")
     assert [c.line() for c in checks if not c.good] == []
