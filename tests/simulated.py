@@ -30,7 +30,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -191,10 +191,21 @@ def train(config: Mapping[str, Any]) -> None:
         if run.kind == "trial" and epoch == 2 and diverges(run.parameters):
             tune.report({"failed": "diverged in epoch 2: train/loss not finite"})
             return
-        entry = _entry(run, folder.name, loaded.seed, epoch, loaded.epochs)
-        _write_student(folder, epoch)
-        run_folder._append_line(folder / "history.jsonl", json.dumps(entry))
+        (entry,) = write_epochs(folder, run, [epoch], loaded.epochs, loaded.seed)
         tune.report({TIME: epoch, METRIC: entry["val/accuracy"]})
+
+
+def write_epochs(folder: Path, run: Run, epochs: Iterable[int], of: int, seed: int = 0) -> list[dict[str, float]]:
+    """What training leaves in a run's folder after some of its ``of`` epochs: students of a few bytes, history."""
+    entries = [_entry(run, folder.name, seed, epoch, of) for epoch in epochs]
+    for entry in entries:
+        place = folder / "student"
+        place.mkdir(exist_ok=True)
+        (place / "student.safetensors").write_bytes(bytes(64))
+        (place / "config.json").write_text(json.dumps({"epoch": entry["epoch"]}), encoding="utf-8")
+        with open(folder / "history.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+    return entries
 
 
 def _entry(run: Run, name: str, seed: int, epoch: int, epochs: int) -> dict[str, float]:
@@ -220,14 +231,6 @@ def _entry(run: Run, name: str, seed: int, epoch: int, epochs: int) -> dict[str,
         "val/accuracy": value,
         "val/loss": loss,
     }
-
-
-def _write_student(folder: Path, epoch: int) -> None:
-    """A student of a few bytes: what is uploaded is counted, not looked at."""
-    place = folder / "student"
-    place.mkdir(exist_ok=True)
-    (place / "student.safetensors").write_bytes(bytes(64))
-    (place / "config.json").write_text(json.dumps({"epoch": epoch}), encoding="utf-8")
 
 
 @contextmanager
