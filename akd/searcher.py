@@ -130,13 +130,11 @@ class StudySearcher(Searcher):
             return Searcher.FINISHED
         if self._waiting:
             live = self._waiting.pop(0)()
-        elif (
-            len(self.study.get_trials(deepcopy=False)) >= self.experiment.search.trials
-            or self._clock() >= self._deadline
-        ):
-            return Searcher.FINISHED
         else:
-            live = self._ask()
+            past = self.study.get_trials(deepcopy=False)
+            if len(past) >= self.experiment.search.trials or self._clock() >= self._deadline:
+                return Searcher.FINISHED
+            live = self._ask(past)
         self.live[trial_id] = live
         self.on_change(live.folder)
         return {"folder": str(live.folder), "kind": live.run.kind, "name": live.run.name}
@@ -189,17 +187,17 @@ class StudySearcher(Searcher):
             run_folder.create(folder, experiment, run)
         return _Live(folder, run, None, set())
 
-    def _ask(self) -> _Live:
+    def _ask(self, past: list[FrozenTrial]) -> _Live:
         # The whole suggestion is made beside the study and enters the journal in one write. A kill can then never
         # leave half of it behind, whose other half would be drawn from another place of the random stream.
-        past = self.study.get_trials(deepcopy=False)
         scratch = scratch_trial(past, self.study.directions, make_sampler(self.experiment, len(past)))
         values = self.space(scratch)
         self.study.add_trial(
             create_trial(state=TrialState.RUNNING, params=scratch.params, distributions=scratch.distributions)
         )
-        made = self.study.get_trials(deepcopy=False)[len(past)]
-        return self._folder_of(made.number, made._trial_id, values)
+        number = len(past)
+        trial_id = self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+        return self._folder_of(number, trial_id, values)
 
     def _materialise(self, trial: optuna.Trial) -> _Live:
         return self._folder_of(trial.number, trial._trial_id, self.space(trial))
