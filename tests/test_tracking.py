@@ -518,6 +518,14 @@ class TestCredentials:
 
 
 class TestWords:
+    def test_a_server_s_runs_end_in_silence(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else MLflow asks the server for the run's name and prints two lines, for each of thousands of runs."""
+        monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
+        tracking.client_of("http://127.0.0.1:1")._tracking_client._log_url("0123")
+        assert capsys.readouterr().out == ""
+
     def test_augmentation_and_long_schedules_are_among_the_parameters(self) -> None:
         tree = {"method": {"host": "kd", "augment": {"name": "cutmix", "alpha": 0.5}}, "train": {"epoch_factor": 3}}
         experiment = resolve(tree)
