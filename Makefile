@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help search ui test test-long test-clusters bench check setup setup-dev clean
+.PHONY: help search ui test test-long test-clusters bench bench-scale check setup setup-dev clean
 
 help:
 	@echo "make search     set up, search on the bundled digits, print the winner (ARGS='--trials 20' for more)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-long  the tests that take minutes"
 	@echo "make test-clusters  the cluster files, with a real 'ray up', 'ray submit', 'ray down' over ssh on loopback"
 	@echo "make bench      speed and memory on this machine: steps, loops, trials, a search"
+	@echo "make bench-scale  what a search of 2,000 simulated trials costs its driver, as it grows"
 	@echo "make clean      remove the environment (runs/ stays)"
 
 search: setup
@@ -32,6 +33,9 @@ test-clusters: setup-dev
 
 bench: setup
 	$(BIN)/python tests/benchmarks/bench.py $(ARGS)
+
+bench-scale: setup
+	$(BIN)/python tests/benchmarks/scale.py $(ARGS)
 
 check: setup-dev
 	$(BIN)/ruff check .

@@ -33,6 +33,8 @@ _SETTINGS = {
     # A process that died with its node is told of in a line, without Tune's stack.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "30",
+    # Tune's snapshots hold every trial of a search and are never read here: one at the end, not one every ten seconds.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     # How soon Ray Train sees that workers have ended or died; its default adds two seconds to every run.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",

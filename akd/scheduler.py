@@ -1,4 +1,4 @@
-"""ASHA for a study that can be interrupted: controls are left alone, and earlier rungs are remembered."""
+"""Tune's schedulers as a study needs them: ASHA that can be interrupted, and none, whatever the number of trials."""
 
 from __future__ import annotations
 
@@ -23,7 +23,35 @@ def rungs(epochs: int, grace: int | None, eta: int) -> list[int]:
     return found
 
 
-class StudyASHA(ASHAScheduler):
+class _LiveTrials:
+    """Starts trials in the order they came, looking at those alone that have not ended.
+
+    Ray's own goes through all trials there ever were, twice, at every report.
+    """
+
+    def __init__(self, *args: Any, **kw: Any):
+        super().__init__(*args, **kw)
+        self._live: dict[str, Trial] = {}
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
+        self._live.pop(trial.trial_id, None)  # one that is tried again comes last
+        self._live[trial.trial_id] = trial
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        self._live = {key: trial for key, trial in self._live.items() if not trial.is_finished()}
+        for status in (Trial.PENDING, Trial.PAUSED):
+            for trial in self._live.values():
+                if trial.status == status:
+                    return trial
+        return None
+
+
+class StudyFIFO(_LiveTrials, FIFOScheduler):
+    """No trial is stopped."""
+
+
+class StudyASHA(_LiveTrials, ASHAScheduler):
     """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934) on validation accuracy by epoch.
 
     Ray's own forgets everything when a run is started afresh, and would prune controls.
@@ -70,5 +98,5 @@ def make_scheduler(experiment: Experiment) -> TrialScheduler:
     """The scheduler an experiment names."""
     search = experiment.search
     if search.scheduler == "none":
-        return FIFOScheduler()
+        return StudyFIFO()
     return StudyASHA(experiment.train.epochs, search.grace, search.eta)

@@ -20,7 +20,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
 from akd import folder as run_folder
@@ -28,6 +28,7 @@ from akd.config import Experiment
 from akd.errors import AkdError, is_full, reason
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING, Run
 from akd.scheduler import METRIC, TIME, rungs
+from akd.scratch import scratch_trial
 from akd.seeds import derive
 from akd.space import Space
 
@@ -150,13 +151,11 @@ class StudySearcher(Searcher):
             return Searcher.FINISHED
         if self._waiting:
             live = self._waiting.pop(0)()
-        elif (
-            len(self.study.get_trials(deepcopy=False)) >= self.experiment.search.trials
-            or self._clock() >= self._deadline
-        ):
-            return Searcher.FINISHED
         else:
-            live = self._ask()
+            past = self.study.get_trials(deepcopy=False)
+            if len(past) >= self.experiment.search.trials or self._clock() >= self._deadline:
+                return Searcher.FINISHED
+            live = self._ask(past)
         self.live[trial_id] = live
         self.on_change(live.folder)
         return {"folder": str(live.folder), "kind": live.run.kind, "name": live.run.name}
@@ -237,23 +236,27 @@ class StudySearcher(Searcher):
         self.fetch(folder)
         return _Live(folder, run, None, set())
 
-    def _ask(self) -> _Live:
-        # The whole suggestion is made on a copy of the study and enters the journal in one write. A kill can then
-        # never leave half of it behind, whose other half would be drawn from another place of the random stream.
-        past = self.study.get_trials(deepcopy=False)
-        copy = optuna.create_study(direction="maximize", sampler=make_sampler(self.experiment, len(past)))
-        copy.add_trials(past)
-        scratch = copy.ask()
-        self.space(scratch)
-        self.study.enqueue_trial(scratch.params)
-        return self._materialise(self.study.ask())
+    def _ask(self, past: list[FrozenTrial]) -> _Live:
+        # The whole suggestion is made beside the study and enters the journal in one write. A kill can then never
+        # leave half of it behind, whose other half would be drawn from another place of the random stream.
+        scratch = scratch_trial(past, self.study.directions, make_sampler(self.experiment, len(past)))
+        values = self.space(scratch)
+        trial_id = self._enter(len(past), scratch.params, scratch.distributions)
+        return self._folder_of(len(past), trial_id, values)
+
+    def _enter(self, number: int, params: dict[str, Any], distributions: dict[str, Any]) -> int:
+        """A trial with all its values into the journal, in one write; gives its id."""
+        self.study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
+        return self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
 
     def _materialise(self, trial: optuna.Trial) -> _Live:
-        values = self.space(trial)
-        folder = self.folder / "trials" / f"{trial.number:05d}"
-        run = Run("trial", f"trial {trial.number}", number=trial.number, parameters=values)
+        return self._folder_of(trial.number, trial._trial_id, self.space(trial))
+
+    def _folder_of(self, number: int, trial_id: int, values: dict[str, Any]) -> _Live:
+        folder = self.folder / "trials" / f"{number:05d}"
+        run = Run("trial", f"trial {number}", number=number, parameters=values)
         run_folder.create(folder, self.experiment.with_values(values), run)
-        return _Live(folder, run, trial._trial_id, set())
+        return _Live(folder, run, trial_id, set())
 
     # -- going on after an interruption ------------------------------------------------------------
 
@@ -277,14 +280,13 @@ class StudySearcher(Searcher):
             run = Run.read(path.parent)
             if run is None or run.number is None or run.number < known:
                 continue
-            self.study.enqueue_trial(self.space.told(run.parameters))
-            trial = self.study.ask()
-            self.space(trial)
-            live = _Live(path.parent, run, trial._trial_id, set())
+            fixed = optuna.trial.FixedTrial(self.space.told(run.parameters))
+            self.space(fixed)
+            live = _Live(path.parent, run, self._enter(run.number, fixed.params, fixed.distributions), set())
             if run.state != RUNNING:
                 self._tell(live)
             else:
-                self._waiting.append(partial(_Live, path.parent, run, trial._trial_id, set()))
+                self._waiting.append(partial(_Live, path.parent, run, live.trial_id, set()))
 
     def _again(self, frozen: FrozenTrial) -> _Live:
         folder = self.folder / "trials" / f"{frozen.number:05d}"

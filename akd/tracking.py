@@ -67,6 +67,7 @@ class Tracker:
         self._jobs: list[Callable[[], None]] = []
         self._wake, self._idle = threading.Condition(), threading.Event()
         self._closing = self._given_up = self._away = False
+        self._taken = 0
         self._thread = threading.Thread(target=self._work, name="akd-tracking", daemon=True)
         self._thread.start()
         self.changed(study)
@@ -89,12 +90,18 @@ class Tracker:
             self._wake.notify()
 
     def close(self, patience_s: float = 60.0) -> bool:
-        """Write what is pending and end the thread; False if MLflow did not take everything in time."""
+        """Write what is pending and end the thread; False if MLflow took nothing for ``patience_s`` and some is left.
+
+        A slow one is waited for, however much a search of thousands of trials has left.
+        """
         with self._wake:
             self._closing = True
             self._dirty = dict.fromkeys(self._dirty, 0.0)
             self._wake.notify()
-        done = self._idle.wait(patience_s)
+        taken = self._taken
+        while not (done := self._idle.wait(patience_s)) and self._taken != taken:
+            taken = self._taken
+            self.on_trouble(f"MLflow is taking what is left, {len(self._dirty)} runs to go")
         with self._wake:
             self._given_up = not done
             self._dirty.clear()
@@ -144,6 +151,7 @@ class Tracker:
                 else:
                     job()
                 self._away, pause = False, self.retry_s
+                self._taken += 1
             except Exception as error:  # whatever MLflow or the network raises must not end the thread
                 if not self._away:
                     # Scrubbed before it is cut: half an address would no longer be known as one.
@@ -371,7 +379,7 @@ def client_of(uri: str) -> MlflowClient:
     # One failed request must come back soon: the tracking thread has its own patience.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-    # Of a server it would print the address of each run that ends, as it was given: with its password.
+    # Of a server MLflow prints the address of each run that ends: through the table of trials, and with its password.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 

@@ -90,6 +90,7 @@ def run(
     *,
     on_epoch: Callable[[Path, int, float], None],
     on_lost: Callable[[Path], None] = lambda folder: None,
+    trainable: Callable[[dict[str, Any]], None] = run_trial,
 ) -> tuple[bool, list[float]]:
     """Run controls and trials until the searcher has no more.
 
@@ -99,6 +100,7 @@ def run(
         job: what trials have in common: everything but a folder.
         on_epoch: called with (folder, epoch, validation accuracy).
         on_lost: called with the folder of a trial whose process died and that goes on in another.
+        trainable: what Tune runs; a simulated one writes the same folders and trains nothing.
 
     Returns:
         Whether the user asked to stop, and the seconds each warm worker took from one trial to the next.
@@ -119,7 +121,7 @@ def run(
     tuner = tune.Tuner(
         # The process that only steers a trial's workers takes no CPU: it could starve them.
         tune.with_resources(
-            run_trial, {HEAD: 0.001} if resources.team else {"cpu": resources.cpus, "gpu": resources.gpus}
+            trainable, {HEAD: 0.001} if resources.team else {"cpu": resources.cpus, "gpu": resources.gpus}
         ),
         param_space={
             "team": resources.team,

@@ -228,18 +228,26 @@ class TestPage:
         for words in ("prefers-color-scheme: dark", "@media print", "width=device-width", 'lang="en"', "default-src"):
             assert words in html
 
-    def test_two_thousand_trials(self, tmp_path: Path) -> None:
-        study = made_study.make(tmp_path / "m", made_study.KD, 8)
-        found = gather(study)
-        many = [t for _ in range(250) for t in found.trials]
-        trials = [replace(t, number=k, name=f"trial {k}") for k, t in enumerate(many)]
-        large = replace(found, trials=trials, best=3)
+    def test_thousands_of_trials(self, tmp_path: Path) -> None:
+        found = gather(made_study.make(tmp_path / "m", made_study.VIEWS, 16))
+
+        def html(times: int) -> str:
+            many = [t for _ in range(times) for t in found.trials]
+            trials = [replace(t, number=k, name=f"trial {k}") for k, t in enumerate(many)]
+            return page.build(replace(found, trials=trials, best=3))
+
         began = time.process_time()
-        html = page.build(large)
+        large, larger = html(125), html(250)
         assert time.process_time() - began < 10
-        assert len(html) < 4_000_000
-        assert "200 of 2000 trials are drawn" in html or "201 of 2000 trials are drawn" in html
-        harmless(html)
+        for text, trials in ((large, 2000), (larger, 4000)):
+            assert len(text) < 2_500_000
+            assert re.search(f"20[01] of {trials:,} trials are drawn", text)
+            assert len(re.findall(r"1,00[01] of [\d,]+ trials are drawn", text)) >= 4  # history, slices, plane, views
+            assert f"The best 1,000 of {trials:,} trials; <code>akd report m --format parquet</code> has all." in text
+        assert len(larger) < 1.1 * len(large)  # a page has an end, however long the search
+        harmless(larger)
+        assert "are drawn" not in html(1)
+        assert page.trial_rows(found)[1] == page.trial_rows(replace(found, trials=found.trials[::-1]))[1]
 
 
 class TestFacts:

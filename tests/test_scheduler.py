@@ -63,6 +63,65 @@ class Literal:
         return action
 
 
+class Looked:
+    """A trial of Tune that counts how often its status is asked for."""
+
+    looks = 0
+
+    def __init__(self, number: int):
+        self.trial_id, self.config, self._status = f"id{number}", {"kind": "trial", "folder": "/nowhere"}, "PENDING"
+
+    @property
+    def status(self) -> str:
+        Looked.looks += 1
+        return self._status
+
+    def is_finished(self) -> bool:
+        return self.status in ("TERMINATED", "ERROR")
+
+
+@pytest.mark.parametrize("name", ["asha", "none"])
+class TestOrder:
+    def test_trials_start_as_they_came_and_ended_ones_are_not_looked_at(self, name: str) -> None:
+        """What a report costs does not grow with the trials that have ended."""
+        ours: Any = make_scheduler(resolve({"search": {"scheduler": name}}))
+        rays, trials, found = FIFOScheduler(), [], []
+        for number in range(200):
+            trials.append(Looked(number))
+            ours.on_trial_add(None, trials[-1])
+            if number < 3:
+                continue
+            Looked.looks = 0
+            chosen = ours.choose_trial_to_run(None)
+            found.append(Looked.looks)
+            assert chosen is rays.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials))  # type: ignore[arg-type]
+            assert chosen is trials[number - 3]
+            chosen._status = "RUNNING"
+            assert ours.choose_trial_to_run(None) is trials[number - 2]
+            chosen._status = "TERMINATED" if number % 2 else "ERROR"
+        assert found[0] <= max(found[100:]) == max(found)
+        assert max(found) <= 12
+
+    def test_paused_ones_come_after_waiting_ones_and_tried_again_last(self, name: str) -> None:
+        ours: Any = make_scheduler(resolve({"search": {"scheduler": name}}))
+        a, b, c = (Looked(number) for number in range(3))
+        for trial in (a, b, c):
+            ours.on_trial_add(None, trial)
+        a._status = "PAUSED"
+        assert ours.choose_trial_to_run(None) is b
+        b._status = "ERROR"
+        assert ours.choose_trial_to_run(None) is c
+        b._status = "PENDING"
+        ours.on_trial_add(None, b)
+        assert ours.choose_trial_to_run(None) is c
+        c._status = "RUNNING"
+        assert ours.choose_trial_to_run(None) is b
+        b._status = "RUNNING"
+        assert ours.choose_trial_to_run(None) is a
+        a._status = "TERMINATED"
+        assert ours.choose_trial_to_run(None) is None
+
+
 class Sessions:
     """Trials on disk and a scheduler that may be replaced by a fresh one, as a resumed search does."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -13,7 +14,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from akd import checkpoint
@@ -315,12 +316,13 @@ class TestInterruption:
                 raise Killed
             return real(self, trial)
 
-        for moment in (2, 3, 5):
+        for moment in (1, 2, 3):
             calls[0] = 0
             with monkeypatch.context() as patch:
                 patch.setattr(space_module.Parameter, "suggest", dying)
                 with pytest.raises(Killed):
                     Session(tmp_path / f"cut{moment}", e, controls=False).run()
+            assert trials_of(tmp_path / f"cut{moment}") == []  # a suggestion is in the journal as a whole or not at all
             Session(tmp_path / f"cut{moment}", e).run()
             assert trials_of(tmp_path / f"cut{moment}") == trials_of(tmp_path / "whole")
 
@@ -362,6 +364,15 @@ class TestInterruption:
         third = Session(tmp_path, experiment(trials=5))
         third.run()
         assert third.order == []
+
+    def test_a_trial_put_into_the_study_by_hand_is_run_with_its_values(self, tmp_path: Path) -> None:
+        open_study(tmp_path / "optuna.log", "s").enqueue_trial({"train.lr": 0.5, "train.nesterov": False})
+        session = Session(tmp_path, experiment(trials=2), controls=False)
+        session.run()
+        assert session.order == ["trial 0", "trial 1"]
+        params = trials_of(tmp_path)[0][2]
+        assert (params["train.lr"], params["train.nesterov"]) == (0.5, False)
+        assert 0.1 <= params["method.host.weight"] <= 10
 
     def test_half_a_line_in_the_journal_is_no_obstacle(self, tmp_path: Path) -> None:
         e = experiment(trials=3)
@@ -431,6 +442,48 @@ class TestSampler:
             found.append([t[2] for t in trials_of(tmp_path / name)])
         assert found[0][:21] == found[1][:21]
         assert found[0][21] != found[1][21]
+
+    @pytest.mark.parametrize("sampler", ["tpe", "random"])
+    @pytest.mark.parametrize("space", [FLAT, CONDITIONAL], ids=["flat", "conditional"])
+    def test_beside_the_study_as_on_a_copy_of_it(self, sampler: str, space: dict[str, Any], tmp_path: Path) -> None:
+        """A sampler sees every trial, running ones too, whether it draws beside the study or in a copy of it."""
+        e = experiment(space, trials=30, sampler=sampler, seed=5)
+        session = Session(tmp_path, e, controls=False)
+        for number in range(30):
+            past = session.study.get_trials(deepcopy=False)
+            copied = optuna.create_study(direction="maximize", sampler=make_sampler(e, len(past)))
+            copied.add_trials(past)
+            wanted = parse(e)(copied.ask())
+            started = session.start()
+            assert started is not None
+            run = Run.read(Path(started[1]["folder"]))
+            assert run is not None
+            assert run.parameters == wanted
+            if number % 5:  # every fifth goes on running
+                list(session.epochs(*started))
+        assert {"COMPLETE", "PRUNED", "RUNNING"} <= {t[1] for t in trials_of(tmp_path)}
+
+    def test_a_suggestion_is_one_write_and_copies_no_trial(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However many trials there are: what a suggestion costs besides the sampler does not grow with the study."""
+        session = Session(tmp_path, experiment(CONDITIONAL, trials=40), controls=False)
+        copied, writes = [0], count_writes(monkeypatch, math.inf)
+        deep = copy.deepcopy
+
+        def counted(x: Any, *rest: Any) -> Any:
+            copied[0] += any(isinstance(t, FrozenTrial) for t in (x if isinstance(x, list) else [x]))
+            return deep(x, *rest)
+
+        monkeypatch.setattr(copy, "deepcopy", counted)
+        found = []
+        for _ in range(40):
+            before, copies = writes[0], copied[0]
+            started = session.start()
+            assert started is not None
+            found.append((writes[0] - before, copied[0] - copies))
+            list(session.epochs(*started))
+        assert found == [(1 + 2, 0)] * 40  # the journal's line, experiment.yaml and run.json
 
     def test_names(self) -> None:
         assert isinstance(make_sampler(experiment(sampler="random"), 0), optuna.samplers.RandomSampler)

@@ -347,6 +347,19 @@ class TestAway:
         assert time.monotonic() - began < 10
         assert one.run_id(study) == ""
 
+    def test_a_slow_one_is_waited_for_as_long_as_it_takes_something(
+        self, study: Path, tracker: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Tracker, "_sync", lambda self, folder: time.sleep(0.1))
+        said: list[str] = []
+        one = tracker(on_trouble=said.append)
+        for number in range(20):
+            one.changed(study / "trials" / f"{number:05d}")
+        assert one.close(0.8)
+        assert one.closed
+        assert said
+        assert all(line.startswith("MLflow is taking what is left, ") for line in said)
+
     def test_what_is_asked_for_later_comes_after_the_runs(
         self, study: Path, tracker: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -546,6 +559,14 @@ class TestCredentials:
 
 
 class TestWords:
+    def test_a_server_s_runs_end_in_silence(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else MLflow asks the server for the run's name and prints two lines, for each of thousands of runs."""
+        monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
+        tracking.client_of("http://127.0.0.1:1")._tracking_client._log_url("0123")
+        assert capsys.readouterr().out == ""
+
     def test_augmentation_and_long_schedules_are_among_the_parameters(self) -> None:
         tree = {"method": {"host": "kd", "augment": {"name": "cutmix", "alpha": 0.5}}, "train": {"epoch_factor": 3}}
         experiment = resolve(tree)

@@ -299,9 +299,15 @@ def scatter(
             way.append((at, value))
         body.append(_path([plot.at(a, max(bottom, v)) for a, v in way], "s0"))
     for m in sorted(marks, key=lambda m: m.kind == "diamond"):
-        body.append(_shape(*plot.at(m.x, max(bottom, m.y)), m.kind, m.tip, 5 if m.kind != "diamond" else 6))
+        size = 6 if m.kind == "diamond" else 5 * _size(len(marks))
+        body.append(_shape(*plot.at(m.x, max(bottom, m.y)), m.kind, m.tip, size))
     items, more = legend(keys, plot.end + 6) if keys else ([], 0.0)
     return drawing(ident, title, words, plot.end + more + 4, [*body, *items])
+
+
+def _size(marks: int) -> float:
+    """How large marks are, of the size of a few: many smaller ones hide less of each other."""
+    return 1.0 if marks <= 200 else 0.6
 
 
 def classes(values: Sequence[float], number: int = 5) -> Callable[[float], int]:
@@ -339,7 +345,7 @@ def plane(
     for a, b, value, tip, best in sorted(points, key=lambda p: p[2]):
         k = which(value)
         at = plot.at(a, b)
-        body.append(_shape(*at, f"dot q{k}", tip, 4 + 1.3 * k))
+        body.append(_shape(*at, f"dot q{k}", tip, (4 + 1.3 * k) * _size(len(points))))
         if best:
             body.append(_shape(*at, "diamond", tip, 4))
     items, more = legend([*class_keys(values, lambda k: f"dot q{k}"), ("diamond", "winner")], plot.end + 6)

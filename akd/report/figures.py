@@ -16,6 +16,8 @@ from akd.terminal import show_value
 
 #: More curves than these hide each other, and make the page heavy.
 DRAWN = 200
+#: The same of points.
+POINTS = 1000
 #: Where axes of accuracies (%) end at most: just above all there is.
 _MOST = 100.4
 _KINDS = {COMPLETE: "disc", PRUNED: "triangle", FAILED: "cross", RUNNING: "seed"}
@@ -75,7 +77,7 @@ def curves(facts: Facts) -> Figure | None:
         drawn.append(Curve(t.name, _in_percent(t.curve), style, end, _tip(t)))
     low = _floor(facts)
     cut = f" What is below {low:.0f} % is cut off." if low > min(v for c in drawn for _, v in c.points) else ""
-    more = "" if len(trials) == len(facts.trials) else f" {len(trials)} of {len(facts.trials)} trials are drawn."
+    more = _share(trials, facts.trials)
     rungs = [r for r in facts.rungs if r < facts.epochs]
     keys = [("best", "winner"), ("finished", "finished"), ("triangle", "stopped early")]
     keys += [(style, c.name) for c, style in _styled(facts.controls)]
@@ -106,7 +108,8 @@ def history(facts: Facts) -> Figure | None:
     trials = [t for t in facts.trials if t.accuracy is not None and t.number is not None]
     if not trials:
         return None
-    marks = [Mark(float(t.number or 0), 100 * (t.accuracy or 0), _kind(t, facts.best), _tip(t)) for t in trials]
+    shown = _drawn(trials, facts.best, POINTS)
+    marks = [Mark(float(t.number or 0), 100 * (t.accuracy or 0), _kind(t, facts.best), _tip(t)) for t in shown]
     steps: list[tuple[float, float]] = []
     for t in trials:
         value = 100 * (t.accuracy or 0)
@@ -129,11 +132,8 @@ def history(facts: Facts) -> Figure | None:
         low=_floor(facts),
         most=_MOST,
     )
-    return Figure(
-        "Optimisation history",
-        svg,
-        f"At each trial's last epoch: one stopped early had fewer of them.{_below(facts, trials)}",
-    )
+    words = "At each trial's last epoch: one stopped early had fewer of them."
+    return Figure("Optimisation history", svg, f"{words}{_below(facts, trials)}{_share(shown, trials)}")
 
 
 def importance(facts: Facts) -> Figure | None:
@@ -165,8 +165,9 @@ def slices(facts: Facts) -> list[Figure]:
         having = [t for t in trials if axis.key in t.parameters]
         if len(having) < 2:
             continue
+        shown = _drawn(having, facts.best, POINTS)
         marks = [
-            Mark(_place(axis, t.parameters), 100 * (t.accuracy or 0), _kind(t, facts.best), _tip(t)) for t in having
+            Mark(_place(axis, t.parameters), 100 * (t.accuracy or 0), _kind(t, facts.best), _tip(t)) for t in shown
         ]
         svg = charts.scatter(
             f"slice{k}",
@@ -180,14 +181,14 @@ def slices(facts: Facts) -> list[Figure]:
             low=_floor(facts),
             most=_MOST,
         )
-        found.append(
-            Figure(f"Accuracy by {axis.name}", svg, f"{axis.key}; searched: {axis.words()}.{_below(facts, having)}")
-        )
+        words = f"{axis.key}; searched: {axis.words()}.{_below(facts, having)}{_share(shown, having)}"
+        found.append(Figure(f"Accuracy by {axis.name}", svg, words))
     both = [t for t in trials if all(a.key in t.parameters for a in axes)]
     if len(axes) == 2 and len(both) > 2:
+        shown = _drawn(both, facts.best, POINTS)
         points = [
             (across, up, 100 * (t.accuracy or 0), _tip(t), t.number == facts.best)
-            for t in both
+            for t in shown
             for across, up in [(_place(axes[0], t.parameters), _place(axes[1], t.parameters))]
         ]
         svg = charts.plane(
@@ -201,14 +202,15 @@ def slices(facts: Facts) -> list[Figure]:
             axes[1].name,
         )
         words = "Each trial at its two values; the more accurate, the larger and the further along the scale below."
+        words += _share(shown, both)
         found.append(Figure(f"{axes[0].name} and {axes[1].name} together", svg, words))
     return found
 
 
 def parallel(facts: Facts) -> Figure | None:
     """All parameters of all trials."""
-    trials = [t for t in facts.trials if t.accuracy is not None and t.state in (COMPLETE, PRUNED)]
-    trials = _drawn(trials, facts.best)
+    every = [t for t in facts.trials if t.accuracy is not None and t.state in (COMPLETE, PRUNED)]
+    trials = _drawn(every, facts.best)
     if len(trials) < 2 or not facts.axes:
         return None
     rows = []
@@ -217,7 +219,8 @@ def parallel(facts: Facts) -> Figure | None:
         rows.append((places, 100 * (t.accuracy or 0), _tip(t), t.number == facts.best))
     axes = [(a.name, _scale(a, room=False)) for a in facts.axes]
     svg = charts.parallel("parallel", "Parallel coordinates", "All parameters of each trial, one line each", axes, rows)
-    return Figure("Parallel coordinates", svg, "One line a trial, from axis to axis down to its accuracy.")
+    words = f"One line a trial, from axis to axis down to its accuracy.{_share(trials, every)}"
+    return Figure("Parallel coordinates", svg, words)
 
 
 def views(facts: Facts) -> list[Figure]:
@@ -241,8 +244,9 @@ def views(facts: Facts) -> list[Figure]:
             found.append(Figure(f"{title} in trial {facts.best}", svg, "Mean over the batches of each epoch."))
     finished = [t for t in facts.trials if t.state == COMPLETE and "views/diversity" in t.views]
     if len(finished) > 1:
+        shown = _drawn(finished, facts.best, POINTS)
         marks = [
-            Mark(t.views["views/diversity"], 100 * (t.accuracy or 0), _kind(t, facts.best), _tip(t)) for t in finished
+            Mark(t.views["views/diversity"], 100 * (t.accuracy or 0), _kind(t, facts.best), _tip(t)) for t in shown
         ]
         svg = charts.scatter(
             "diversity",
@@ -256,7 +260,8 @@ def views(facts: Facts) -> list[Figure]:
             most=_MOST,
         )
         verdict = next((c.verdict() for c in facts.correlations if c.key == "views/diversity"), "")
-        found.append(Figure("Diversity against accuracy", svg, f"Rank correlation {verdict}."))
+        words = f"Rank correlation {verdict}.{_share(shown, finished)}"
+        found.append(Figure("Diversity against accuracy", svg, words))
     return found
 
 
@@ -306,14 +311,20 @@ def _below(facts: Facts, trials: Sequence[Trial]) -> str:
     return f" Below {floor:.0f} %, at the lower edge: {many(n, 'trial')}." if n else ""
 
 
-def _drawn(trials: Sequence[Trial], best: int | None) -> list[Trial]:
+def _drawn(trials: Sequence[Trial], best: int | None, most: int = DRAWN) -> list[Trial]:
     """All trials, or of very many an even choice with the best."""
-    if len(trials) <= DRAWN:
+    if len(trials) <= most:
         return list(trials)
     ordered = sorted(trials, key=lambda t: -(t.accuracy or 0))
-    kept = ordered[:: -(-len(ordered) // DRAWN)]
-    kept += [t for t in trials if t.number == best and t not in kept]
+    kept = [ordered[k * len(ordered) // most] for k in range(most)]
+    numbers = {t.number for t in kept}
+    kept += [t for t in trials if t.number == best and t.number not in numbers]
     return sorted(kept, key=lambda t: t.number or 0)
+
+
+def _share(shown: Sequence[Trial], trials: Sequence[Trial]) -> str:
+    """A word about trials that are not drawn."""
+    return "" if len(shown) == len(trials) else f" {len(shown):,} of {len(trials):,} trials are drawn."
 
 
 def _place(axis: Axis, parameters: Mapping[str, Any]) -> float:

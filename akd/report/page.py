@@ -46,6 +46,9 @@ details { margin: 0.9rem 0; } summary { cursor: pointer; }
 @page { margin: 14mm; }
 """
 
+#: Tables of more trials than these are left to ``--format parquet``; a browser takes seconds to lay them out.
+LISTED = 1000
+
 Cell = tuple[str, bool]  # text, and whether it is a number
 
 
@@ -151,7 +154,7 @@ def _views(facts: Facts) -> list[str]:
     measures = [k for k in VIEW_WORDS if any(k in t.views for t in facts.trials)]
     each = [
         [(t.name, False), (percent(t.accuracy), True), *[(_number(t.views.get(k)), True) for k in measures]]
-        for t in facts.trials
+        for t in _best_first(facts)[:LISTED]
         if t.views
     ]
     own = _table(["trial", "accuracy (%)", *[VIEW_WORDS[k] for k in measures]], each)
@@ -176,11 +179,15 @@ def _views(facts: Facts) -> list[str]:
 def trial_rows(facts: Facts) -> tuple[list[str], list[list[str]]]:
     """All trials: head and rows of the table, the best first."""
     rungs = [r for r in facts.rungs if r < facts.epochs]
-    ordered = sorted(
+    rows = [_trial_row(t, facts, rungs) for t in [*_best_first(facts), *facts.controls]]
+    return [name for name, _ in rows[0]] if rows else [], [[cell for _, cell in row] for row in rows]
+
+
+def _best_first(facts: Facts) -> list[Trial]:
+    """All trials, failed ones last."""
+    return sorted(
         facts.trials, key=lambda t: (t.state == FAILED, t.number != facts.best, -t.epochs, -(t.accuracy or 0))
     )
-    rows = [_trial_row(t, facts, rungs) for t in [*ordered, *facts.controls]]
-    return [name for name, _ in rows[0]] if rows else [], [[cell for _, cell in row] for row in rows]
 
 
 def _trial_row(trial: Trial, facts: Facts, rungs: Sequence[int]) -> list[tuple[str, str]]:
@@ -200,10 +207,16 @@ def _trial_row(trial: Trial, facts: Facts, rungs: Sequence[int]) -> list[tuple[s
 
 def _all_trials(facts: Facts) -> str:
     head, rows = trial_rows(facts)
+    n = len(facts.trials)
+    if n > LISTED:
+        rows = rows[:LISTED] + rows[n:]
     cells = [[(cell, k not in (0, 2)) for k, cell in enumerate(row)] for row in rows]
     table = _table(head, cells, best=0 if facts.best is not None else None)
     words = "<p>What the figures above were drawn from: validation accuracy at the last epoch and at each rung.</p>"
-    return words + (_folded(many(len(facts.trials), "trial"), table) if len(rows) > 40 else table)
+    if n > LISTED:
+        every = escape(f"akd report {facts.study} --format parquet")
+        words += f"<p>The best {LISTED:,} of {n:,} trials; <code>{every}</code> has all.</p>"
+    return words + (_folded(many(min(n, LISTED), "trial"), table) if len(rows) > 40 else table)
 
 
 # -- pieces --------------------------------------------------------------------------------------------
