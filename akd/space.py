@@ -55,7 +55,7 @@ class Parameter:
         """True if its conditions hold among the values known so far."""
         return all(key in values and values[key] in allowed for key, allowed in self.when)
 
-    def suggest(self, trial: optuna.Trial) -> Any:
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Any:
         """A value from an Optuna trial."""
         if self.kind == "int":
             return trial.suggest_int(self.key, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
@@ -121,7 +121,7 @@ class Space:
 
     parameters: tuple[Parameter, ...]
 
-    def __call__(self, trial: optuna.Trial) -> dict[str, Any]:
+    def __call__(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
         """Sampled and fixed values of the parameters that exist in this trial, dotted key -> value."""
         values: dict[str, Any] = {}
         for p in self.parameters:
