@@ -354,7 +354,7 @@ def _parameters(books: _Books) -> Check:
         run, trial, logged = books.runs[folder], books.told.get(number), books.only(folder)
         if trial is not None:
             try:  # lists travel by position: the space knows what stands there
-                theirs = space(FixedTrial(trial.params))  # type: ignore[arg-type]
+                theirs = space(FixedTrial(trial.params))
             except (ValueError, IndexError):  # not all of the space's
                 theirs = trial.params
             problems += [
