@@ -45,15 +45,24 @@ class Apart:
     """
 
     def __init__(self, folder: Path, hidden: Path):
-        self.head, self.processes = Nodes(folder, 0), []
+        self.folder, self.hidden = folder, hidden
+        self.processes: list[subprocess.Popen[bytes]] = []
         self.homes = [folder / f"home{k}" for k in range(2)]
+        self.head = Nodes(folder, 0)
+        try:
+            self._join()
+        except BaseException:
+            self.close()
+            raise
+
+    def _join(self) -> None:
         for home in self.homes:
             (home / "ray").mkdir(parents=True)
             steps = [f"mount --bind {shlex.quote(str(home / 'ray'))} /tmp/ray"]
-            steps += [f"mount -t tmpfs tmpfs {shlex.quote(str(hidden))}"]
+            steps += [f"mount -t tmpfs tmpfs {shlex.quote(str(self.hidden))}"]
             steps += [f"exec {shlex.join([sys.executable, nodes.__file__, 'join', self.head.address])}"]
             environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | ENVIRONMENT
-            with open(folder / f"{home.name}.txt", "wb") as log:
+            with open(self.folder / f"{home.name}.txt", "wb") as log:
                 process = subprocess.Popen(
                     [*_UNSHARE, "sh", "-c", " && ".join(steps)],
                     env=environment | {"HOME": str(home)},
@@ -63,7 +72,7 @@ class Apart:
                     start_new_session=True,
                 )
             self.processes.append(process)
-            program.wait_for(lambda home=home: b"joined" in (folder / f"{home.name}.txt").read_bytes(), 120)
+            program.wait_for(lambda home=home: b"joined" in (self.folder / f"{home.name}.txt").read_bytes(), 120)
 
     def close(self) -> None:
         """End all of it."""

@@ -78,7 +78,11 @@ class Autoscaling:
                 stderr=out,
                 start_new_session=True,
             )
-        program.wait_for(lambda: b"will now block forever" in (folder / "ray.txt").read_bytes(), 120)
+        try:
+            program.wait_for(lambda: b"will now block forever" in (folder / "ray.txt").read_bytes(), 120)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End all of it."""
