@@ -10,12 +10,13 @@ import torch
 from rich.console import Console
 from rich.syntax import Syntax
 
-from akd.cluster import everything, machine, share
+from akd.cluster import machine
 from akd.config import Experiment
 from akd.data import TrainData
 from akd.data.policies import create_policy
 from akd.errors import many
 from akd.fit import fit
+from akd.places import everything, share
 from akd.prepare import Prepared
 from akd.scheduler import rungs
 from akd.sharing import sharing

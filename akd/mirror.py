@@ -18,6 +18,7 @@ from typing import Any
 from akd.errors import ExperimentError
 from akd.folder import COMPLETE, Run
 from akd.job import Job
+from akd.names import check_name
 from akd.storage import Storage, admit, check
 
 #: Written by the process that steers, in every run's folder.
@@ -126,7 +127,7 @@ class Mirror:
 
     def adopt(self, folder: Path) -> bool:
         """Bring down a study, teacher or run that another machine steered; false if it is not in the storage."""
-        if self.storage is None or folder.joinpath("run.json").exists():
+        if self.storage is None or folder.is_symlink() or (folder / "run.json").exists():
             return False
         names = self.storage.fetch(self.key(folder), folder, lambda n: "checkpoints/" not in n and n != "run.json")
         # Last, so that a folder with it is whole.
@@ -159,8 +160,9 @@ def mirror_of(name: str, output: Path, address: str | None) -> Mirror:
         address: default ``$AKD_STORAGE``, else what the study or run was started with.
 
     Raises:
-        ExperimentError: it was started with another storage, or this one cannot be read.
+        ExperimentError: no such name can be; it was started with another storage, or this one cannot be read.
     """
+    check_name(name, "resume")
     run = None
     with contextlib.suppress(ValueError, TypeError, OSError):  # a folder that is damaged is told of by whoever reads it
         run = Run.read(output / name)

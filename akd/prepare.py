@@ -20,6 +20,7 @@ from akd.data.dataset import data_dir
 from akd.errors import ExperimentError, near
 from akd.fit import build_student, check_data, check_workers
 from akd.folder import Run
+from akd.names import check_name
 from akd.space import Space, parse
 from akd.teacher.keep import build as build_teacher
 
@@ -123,26 +124,18 @@ def default_name(experiment: Experiment) -> str:
     return f"{data}-{experiment.method.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-#: What else lies in the folder of all studies.
-_RESERVED = ("artifacts", "cache", "mlflow.db", "single", "teachers")
-
-
 def study_folder(output: Path, name: str, *, resume: bool) -> Path:
     """The folder of a study, checked: new for a new one, there for one that goes on.
 
     Raises:
         ExperimentError: malformed or taken name, nothing to resume, folder not writable.
     """
-    if name in _RESERVED:
-        problem = f"is a reserved word: akd keeps something else there ({', '.join(_RESERVED)})"
-        raise ExperimentError(problem, key="name", value=name)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        problem = "must be at most 100 letters, digits, '.', '_' and '-', the first a letter or a digit"
-        raise ExperimentError(problem, key="resume" if resume else "name", value=name)
+    key = "resume" if resume else "name"
+    check_name(name, key)
     try:
         if (output / name).is_symlink():
             problem = f"is a link in {output}, which could lead anywhere; name a folder that lies there itself"
-            raise ExperimentError(problem, key="resume" if resume else "name", value=name)
+            raise ExperimentError(problem, key=key, value=name)
         return _folder_to_go_on(output, name) if resume else _new_folder(output, name)
     except (OSError, ValueError) as error:
         if isinstance(error, ExperimentError):

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from akd import cluster
-from akd.cluster import Resources, Team
+from akd import cluster, places, reach
 from akd.config import Experiment, SearchConfig
 from akd.job import Job, run_here, teacher_network
 from akd.mirror import Mirror
+from akd.places import Resources, Team
 
 
 class Session:
@@ -42,11 +42,11 @@ class Session:
         self.private = cluster.connect(self.address)
         try:
             self.nodes = cluster.all_nodes()
-            cluster.check_shared(self.nodes, self.mirror.shown)
-            cluster.hand_on(self.mirror.shown)
+            places.check_shared(self.nodes, self.mirror.shown)
+            reach.hand_on(self.mirror.shown)
             if self.mirror.shown:
-                cluster.check_reached(self.mirror.shown)
-            self.resources = cluster.share(self.search, self.nodes)
+                reach.check_reached(self.mirror.shown)
+            self.resources = places.share(self.search, self.nodes)
             self.need(self.resources.team)
         except BaseException:
             self.__exit__(None, None, None)
@@ -83,21 +83,21 @@ class Session:
         if memory is None:
             return self.resources
         share = share_of(memory, min(n.get("CPU", 0) / n["GPU"] for n in gpus))
-        self.resources = cluster.share(replace(self.search, gpus_per_trial=share), self.nodes)
+        self.resources = places.share(replace(self.search, gpus_per_trial=share), self.nodes)
         return self.resources
 
     def team(self, batch_size: int) -> Team:
-        """The workers of a run that has everything to itself; see :func:`akd.cluster.everything`.
+        """The workers of a run that has everything to itself; see :func:`akd.places.everything`.
 
         Everything is what is there now: a node that Ray could start is only waited for where a number was asked for, or
         where no device of the kind is there yet.
         """
         there, kind = cluster.nodes(), "GPU" if any(n.get("GPU", 0) for n in self.nodes) else "CPU"
         if self.search.final_workers:
-            return cluster.everything(self.search, self.nodes, batch_size)
+            return places.everything(self.search, self.nodes, batch_size)
         if any(n.get(kind, 0) >= 1 for n in there):
-            return cluster.everything(self.search, there, batch_size)
-        return cluster.everything(replace(self.search, final_workers=1), self.nodes, batch_size)
+            return places.everything(self.search, there, batch_size)
+        return places.everything(replace(self.search, final_workers=1), self.nodes, batch_size)
 
     def need(self, team: Team | None) -> None:
         """Make sure that Ray can look after the workers of a team."""
@@ -120,7 +120,7 @@ class Session:
 def _rehearse(storage: str | None, experiment: Experiment, teacher: Any) -> Any:
     from akd.packing import rehearse
 
-    cluster.learn(storage)
+    reach.learn(storage)
     return rehearse(experiment, teacher)
 
 

@@ -225,7 +225,8 @@ class Storage:
 
     def fetch(self, key: str, folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
         """Bring everything below ``key`` whose name is ``wanted`` into a folder; gives the names."""
-        names = [name for name in self.names(key) if wanted(name)]
+        # A name that leads out of the folder is nobody's here.
+        names = [name for name in self.names(key) if wanted(name) and ".." not in name.split("/")]
         _all_of(lambda name: self.get(f"{key}/{name}", folder / name), names)
         return names
 

@@ -20,13 +20,13 @@ from akd import config as configuration
 from akd import folder as run_folder
 from akd.addresses import check_tracking
 from akd.champion import at_length_of, final_seeds, finals, hand_over
-from akd.cluster import Resources
 from akd.config import Experiment
 from akd.errors import AkdError, ExperimentError, Interrupted, is_full, many, reason
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.job import Job
 from akd.logged import default_uri, experiment_title, scrubbed
 from akd.mirror import Mirror, mirror_of, open_mirror
+from akd.places import Resources, share
 from akd.prepare import Prepared, complete, default_name, placed, prepare, study_folder
 from akd.provenance import versions
 from akd.result import StudyResult
@@ -114,7 +114,7 @@ def check(
     local = (ray_address or os.environ.get("RAY_ADDRESS") or "local") == "local"
     if local:  # more workers than the machine holds are told before what they would need of each batch
         with placed(full):
-            cluster.share(full.search, [cluster.machine()])
+            share(full.search, [cluster.machine()])
     ready = prepare(full)
     mirror = open_mirror(storage, folder.parent)
     with placed(full):

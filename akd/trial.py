@@ -10,10 +10,10 @@ import traceback
 from dataclasses import fields
 from typing import Any
 
-from akd.cluster import learn
 from akd.fit import EpochRecord
 from akd.job import FAILURES, Job, keep_trace, reason, run_job
 from akd.packing import limit_memory
+from akd.reach import learn
 from akd.scheduler import METRIC, TIME
 from akd.storage import StorageError
 

@@ -15,11 +15,12 @@ from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig
 
 from akd import folder as run_folder
-from akd.cluster import HEAD, Resources
+from akd.cluster import HEAD
 from akd.config import Experiment
 from akd.errors import DiskFull, is_full
 from akd.folder import Run
 from akd.job import Job
+from akd.places import Resources
 from akd.scheduler import METRIC, TIME, StudyASHA, make_scheduler
 from akd.searcher import StudySearcher
 from akd.trial import run_trial

@@ -20,11 +20,12 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from akd.cluster import Team, learn
 from akd.ddp import Group
 from akd.errors import AkdError, DivergedError, RunError
 from akd.fit import EpochRecord
 from akd.job import FAILURES, Job, keep_trace, reason, run_job
+from akd.places import Team
+from akd.reach import learn
 from akd.relay import Relay
 from akd.storage import StorageError
 from akd.world import ALONE, World

@@ -8,10 +8,10 @@ from unittest import mock
 
 import pytest
 
-from akd import cluster
-from akd.cluster import Resources, Team, everything, share
+from akd import cluster, places
 from akd.config import SearchConfig
 from akd.errors import ExperimentError
+from akd.places import Resources, Team, everything, share
 
 
 def node(cpus: float, gpus: float = 0) -> dict[str, float]:
@@ -210,11 +210,11 @@ class TestNodesToCome:
         path = tmp_path / "ray_bootstrap_config.yaml"
         path.write_text(HEAD_FILE)
         spot, other = {"CPU": 8, "GPU": 1}, {"CPU": 16, "GPU": 2}
-        assert cluster.coming(path, 0) == [spot] * 3 + [other] * 2
-        assert cluster.coming(path, 2) == [spot] * 3
-        assert cluster.coming(path, 9) == []
+        assert places.coming(path, 0) == [spot] * 3 + [other] * 2
+        assert places.coming(path, 2) == [spot] * 3
+        assert places.coming(path, 9) == []
         # A trial of four workers fits on what may come, with a head that has no GPU.
-        nodes = [{"CPU": 4.0}, *cluster.coming(path, 0)]
+        nodes = [{"CPU": 4.0}, *places.coming(path, 0)]
         assert share(SearchConfig(workers_per_trial=4), nodes).concurrent == 1
 
     @pytest.mark.parametrize(
@@ -225,11 +225,11 @@ class TestNodesToCome:
         if text is not None:
             path.write_text(text)
         with pytest.raises(ExperimentError, match="AKD_CLUSTER_FILE") as error:
-            cluster.coming(path, 0)
+            places.coming(path, 0)
         assert "\n" not in str(error.value)
 
     def test_several_nodes_must_share_something(self) -> None:
-        cluster.check_shared([node(2)], None)
-        cluster.check_shared([node(2), node(2)], "s3://bucket/akd")
+        places.check_shared([node(2)], None)
+        places.check_shared([node(2), node(2)], "s3://bucket/akd")
         with pytest.raises(ExperimentError, match=r"has 2 nodes.*--storage s3://BUCKET/FOLDER"):
-            cluster.check_shared([node(2), node(2)], None)
+            places.check_shared([node(2), node(2)], None)

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from akd import packing
-from akd.cluster import Resources, share
 from akd.config import SearchConfig, load, resolve
 from akd.errors import ExperimentError
 from akd.mirror import Mirror
 from akd.packing import Memory, limit_memory, rehearse, share_of
+from akd.places import Resources, share
 from akd.session import Session
 
 GB = 10**9
@@ -119,6 +119,7 @@ from akd import cluster, trial, tuning
 from akd.config import resolve
 from akd.job import Job
 from akd.mirror import Mirror
+from akd.places import share
 from akd.prepare import prepare
 from akd.searcher import StudySearcher, open_study
 from akd.session import Session
@@ -131,7 +132,7 @@ e = resolve({
 ready = prepare(e)
 session = Session(e.search, None, Mirror(None, Path()))
 session.nodes = cluster.nodes()
-session.resources = cluster.share(e.search, session.nodes)
+session.resources = share(e.search, session.nodes)
 resources = session.measured(e, None)
 searcher = StudySearcher(ready.experiment, ready.space, open_study(folder / "optuna.log", "s"), folder, {})
 most = [0]

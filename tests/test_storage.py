@@ -252,6 +252,13 @@ class TestMirror:
         assert not list((tmp_path / "b").rglob("checkpoints"))
         assert second.shown == shared.shown
 
+    def test_no_name_leads_out_of_the_output_folder(self, shared: Storage, tmp_path: Path) -> None:
+        shared.put_bytes(b"{}", "s/run.json")
+        for name in ("../s", "/s", "s/../../s", "", "."):
+            with pytest.raises(ExperimentError, match="resume"):
+                mirror_of(name, tmp_path / "out" / "runs", shared.shown)
+        assert not (tmp_path / "out").exists()
+
     def test_a_study_goes_on_with_its_own_storage_only(self, shared: Storage, tmp_path: Path) -> None:
         for name, tags in (("with", {"storage": shared.shown}), ("without", {})):
             run_folder.create(tmp_path / "out" / name, _experiment(), Run("study", name, tags=tags))

@@ -14,7 +14,7 @@ from packaging.version import Version
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from akd.cluster import coming
+from akd.places import coming
 
 CHECKOUT = Path(__file__).parents[2]
 FOLDER = CHECKOUT / "clusters"

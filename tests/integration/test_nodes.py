@@ -55,7 +55,10 @@ def searched(
         assert process.wait(700) == 0, out.read_text()
     finally:
         program.kill_group(process)
-    return out.read_text()
+    said = out.read_text()
+    code, output = program.run(["report", "s", "--verify"], folder)
+    assert code == 0, output
+    return said
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ from pathlib import Path
 
 import akd.cluster
 from akd import folder as run_folder
-from akd.cluster import Team
+from akd.places import Team
 from akd.config import resolve
 from akd.errors import RunError
 from akd.job import Job

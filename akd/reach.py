@@ -1,0 +1,56 @@
+"""The storage that nodes share, from each of them: whether it can be used there, and how its credentials get there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from akd import storage
+from akd.errors import ExperimentError
+
+
+def check_reached(shown: str) -> None:
+    """Have every node that can train try the storage: else its runs would fail, one after the other.
+
+    Raises:
+        ExperimentError: a node cannot read it.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"] and node["Resources"].get("CPU", 0):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task: Any = ray.remote(_reaches)
+            asked[node["NodeManagerAddress"]] = task.options(num_cpus=0, scheduling_strategy=there).remote(shown)
+    for address, answer in asked.items():
+        if (why := ray.get(answer)) is not None:
+            raise ExperimentError(f"cannot be used on node {address}: {why}", key="storage", value=shown)
+
+
+def _reaches(shown: str) -> str | None:
+    learn(shown)
+    return storage.Storage(shown, patience_s=10).tried()
+
+
+def hand_on(shown: str | None) -> None:
+    """Let the processes of this Ray learn the credentials in the address of a storage: from the memory of Ray's own
+    server, so that no file, log or page shows them."""
+    secret = storage.known(shown) if shown else None
+    if secret:
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        _internal_kv_put(_kept_under(shown), secret.encode(), overwrite=True)
+
+
+def learn(shown: str | None) -> None:
+    """Learn the credentials in the address of a storage that :func:`hand_on` left, if there are any."""
+    if shown and storage.known(shown) is None:
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        if secret := _internal_kv_get(_kept_under(shown)):
+            storage.admit(secret.decode())
+
+
+def _kept_under(shown: str | None) -> bytes:
+    return f"akd storage {shown}".encode()
