@@ -4,31 +4,42 @@ from __future__ import annotations
 
 from typing import Any
 
-from akd import storage
+from akd import __version__, storage
 from akd.errors import ExperimentError
+
+#: Seconds a node has to answer; its first process imports torch.
+_PATIENCE_S = 120
 
 
 def check_reached(shown: str) -> None:
     """Have every node that can train try the storage: else its runs would fail, one after the other.
 
     Raises:
-        ExperimentError: a node cannot read it.
+        ExperimentError: a node cannot use it, or has another akd.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    asked = {}
+    task: Any = ray.remote(_reaches)
+    asked = []
     for node in ray.nodes():
         if node["Alive"] and node["Resources"].get("CPU", 0):
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task: Any = ray.remote(_reaches)
-            asked[node["NodeManagerAddress"]] = task.options(num_cpus=0, scheduling_strategy=there).remote(shown)
-    for address, answer in asked.items():
-        if (why := ray.get(answer)) is not None:
+            answer = task.options(num_cpus=0, scheduling_strategy=there).remote(shown, __version__)
+            asked.append((node["NodeManagerAddress"], answer))
+    for address, answer in asked:
+        try:
+            why = ray.get(answer, timeout=_PATIENCE_S)
+        except ray.exceptions.RayError as error:  # akd is not installed there, the node is gone or does not answer
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            why = lines[-1] if lines else type(error).__name__
+        if why is not None:
             raise ExperimentError(f"cannot be used on node {address}: {why}", key="storage", value=shown)
 
 
-def _reaches(shown: str) -> str | None:
+def _reaches(shown: str, version: str) -> str | None:
+    if __version__ != version:
+        return f"it has akd {__version__}, not {version}"
     learn(shown)
     return storage.Storage(shown, patience_s=10).tried()
 
