@@ -372,7 +372,7 @@ class _NoTracker:
     def changed(self, *args: object, **settings: object) -> None:
         pass
 
-    def close(self) -> bool:
+    def close(self, patience_s: float = 60.0) -> bool:
         return True
 
     def run_id(self, folder: Path) -> str:

@@ -94,6 +94,7 @@ KINDS = {
     "ray-dashboard": "Ray's dashboard",
     "RuntimeEnvAgent": "Ray's agent",
     "DashboardAgent": "Ray's agent",
+    "autoscaler/_private/monitor.py": "Ray's monitor",
     "runtime_env": "Ray's agent",
     "dashboard/agent.py": "Ray's agent",
     "RayTrainWorker": "Ray Train worker",
