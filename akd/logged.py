@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,24 @@ _FILE = "mlflow.json"
 def default_uri(output: Path) -> str:
     """The sqlite store under an output folder; absolute, because Ray's workers change directory."""
     return f"sqlite:///{output.absolute()}/mlflow.db"
+
+
+def tracking_tag(uri: str, output: Path) -> dict[str, str]:
+    """What a study or run notes of its tracking address, to go on with the same; nothing of the store beside it, which
+    goes where the output folder goes."""
+    return {} if uri == default_uri(output) else {"tracking": scrubbed(uri)}
+
+
+def address_of(kept: str | None, output: Path, given: str | None) -> str:
+    """The MLflow address of a study or run that is there: given, of the environment, or where it wrote before.
+
+    Args:
+        kept: what :func:`tracking_tag` noted.
+        output: the folder of all runs it lies in now, which may have been moved.
+    """
+    if kept and kept.startswith("sqlite:///") and not Path(kept.removeprefix("sqlite:///")).is_file():
+        kept = None  # the folder of all runs was moved
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or kept or default_uri(output)
 
 
 def experiment_title(data: str, teacher: str, student: str) -> str:

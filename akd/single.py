@@ -23,7 +23,7 @@ from akd.data import TrainData
 from akd.errors import AkdError, AkdWarning, ExperimentError, Interrupted, RunError, is_full, many
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.job import Job, kept_keys
-from akd.logged import default_uri, experiment_title, scrubbed
+from akd.logged import address_of, default_uri, experiment_title, scrubbed, tracking_tag
 from akd.mirror import Mirror, mirror_of, open_mirror
 from akd.prepare import Prepared, check_output, checked, complete, default_name, placed, prepare, study_folder
 from akd.room import PATIENCE_S, out_of_room
@@ -103,9 +103,8 @@ def distil(
         check_tracking(uri, folder.parent, answers=not tracking_later)
     except ExperimentError as error:
         raise error.at(None if tracking_uri else "MLFLOW_TRACKING_URI") from None
-    run = Run(
-        "single", folder.name, tags={"tracking": scrubbed(uri), "workers": str(workers or "all"), **mirror.tags()}
-    )
+    tags = tracking_tag(uri, folder.parent) | {"workers": str(workers or "all")} | mirror.tags()
+    run = Run("single", folder.name, tags=tags)
     if open_threads:
         run.tags["threads"] = "open"
     try:
@@ -136,9 +135,7 @@ def go_on(
     said = run.tags.get("workers", "1")
     workers = None if said == "all" else int(said)
     data = _check(full, workers, ray_address, mirror)
-    uri = (
-        tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or run.tags.get("tracking") or default_uri(folder.parent)
-    )
+    uri = address_of(run.tags.get("tracking"), folder.parent, tracking_uri)
     check_tracking(uri, folder.parent, answers=False)
     return _train(full, data, folder, run, workers, uri, ray_address, mirror, display)
 

@@ -24,7 +24,7 @@ from akd.config import Experiment
 from akd.errors import AkdError, ExperimentError, Interrupted, is_full, many, reason
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.job import Job
-from akd.logged import default_uri, experiment_title, scrubbed
+from akd.logged import address_of, default_uri, experiment_title, scrubbed, tracking_tag
 from akd.mirror import Mirror, mirror_of, open_mirror
 from akd.places import Resources, share
 from akd.prepare import Prepared, complete, default_name, placed, prepare, study_folder
@@ -79,7 +79,7 @@ def search(
         ray_address=ray_address,
         storage=storage,
     )
-    name, tags = folder.name, {"tracking": scrubbed(uri), "versions": versions(), **mirror.tags()}
+    name, tags = folder.name, tracking_tag(uri, folder.parent) | {"versions": versions()} | mirror.tags()
     if mirror.storage is not None and mirror.storage.exists(f"{name}/run.json"):
         problem = f"exists already in {mirror.shown}; go on with 'akd search --resume {name}' or choose another --name"
         raise ExperimentError(problem, key="name", value=name)
@@ -156,9 +156,7 @@ def resume(
     assert run is not None
     if run.kind != "study":
         raise ExperimentError(f"is a {run.kind} run; go on with 'akd train --resume {name}'", key="resume", value=name)
-    uri = (
-        tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or run.tags.get("tracking") or default_uri(folder.parent)
-    )
+    uri = address_of(run.tags.get("tracking"), folder.parent, tracking_uri)
     ready = prepare(full)
     with placed(full):
         cluster.check(full.search, ray_address, batch_sizes(full), fewer=True, shared=mirror.shown)

@@ -17,6 +17,7 @@ from akd.data import load, split
 from akd.errors import ExperimentError
 from akd.folder import COMPLETE, Run
 from akd.job import Job, run_job
+from akd.logged import default_uri, tracking_tag
 from akd.mirror import Mirror, mirror_of, open_mirror
 from akd.storage import RefusedError, Storage, StorageError, WorkingCopy, admit, check
 from akd.teacher.cache import Store
@@ -251,6 +252,11 @@ class TestMirror:
         assert Run.read(tmp_path / "b" / "s" / "trials" / "00000") == Run.read(folder / "trials" / "00000")
         assert not list((tmp_path / "b").rglob("checkpoints"))
         assert second.shown == shared.shown
+
+    def test_the_store_beside_a_study_is_found_where_the_study_is(self, tmp_path: Path) -> None:
+        assert tracking_tag(default_uri(tmp_path), tmp_path) == {}
+        assert tracking_tag("http://me:word@host:5000", tmp_path) == {"tracking": "http://host:5000"}
+        assert tracking_tag(default_uri(tmp_path / "a"), tmp_path / "b") == {"tracking": default_uri(tmp_path / "a")}
 
     def test_no_name_leads_out_of_the_output_folder(self, shared: Storage, tmp_path: Path) -> None:
         shared.put_bytes(b"{}", "s/run.json")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from akd.errors import AkdError, ExperimentError, near
 from akd.folder import Run
-from akd.logged import default_uri
+from akd.logged import address_of
 
 DESCRIPTION = (
     "Write what a study found, ended or still running, from its folder alone: a page without network access, Markdown, "
@@ -53,11 +52,7 @@ def find_study(output: Path, name: str) -> Path:
 def tracked_at(study: Path, given: str | None) -> str:
     """The MLflow address of a study: given, of the environment, or where its search wrote."""
     run = Run.read(study)
-    kept = run.tags.get("tracking") if run else None
-    here = default_uri(study.parent)
-    if kept and kept.startswith("sqlite:///") and not Path(kept.removeprefix("sqlite:///")).is_file():
-        kept = None  # the folder of all runs was moved
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or kept or here
+    return address_of(run.tags.get("tracking") if run else None, study.parent, given)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -48,6 +48,7 @@ from ray.tune.schedulers import FIFOScheduler
 import akd
 from akd import checkpoint, study
 from akd import folder as run_folder
+from akd.logged import address_of
 from akd.report import formats, verify
 from akd.scheduler import StudyASHA
 from akd.searcher import StudySearcher, open_study
@@ -235,7 +236,7 @@ def again(folder: Path, experiment: Any, uri: str | None) -> None:
     page = timed("report.html", lambda: formats.write(folder))
     print(f"{'its size':<48} {page.stat().st_size / 1e6:9.2f} MB", file=sys.stderr)
     run = run_folder.Run.read(folder)
-    where = uri or run.tags["tracking"]
+    where = address_of(run.tags.get("tracking"), folder.parent, uri)
     checks = timed("akd report --verify", lambda: verify.verify(folder, where))
     for check in checks:
         print(check.line(), file=sys.stderr)

@@ -157,8 +157,9 @@ def test_a_node_that_cannot_use_the_storage_is_named(
         folder = tmp_path / "given"
         folder.mkdir()
         environment = ENVIRONMENT | {"AKD_STORAGE": address}
+        short = ["1" if word == "12" else word for word in SEARCH]  # epochs
         code, output = program.run(
-            [*SEARCH, "--epochs", "1", "--ray-address", nodes.address], folder, timeout=500, **environment
+            [*short, "--ray-address", nodes.address, "--final-workers", "1"], folder, timeout=500, **environment
         )
         assert code == 0, output
         places = [folder / "runs", *Path("/tmp/ray").glob("session_2*")]
