@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from akd import reach
 from akd.config import SearchConfig
 from akd.errors import AkdError, ExperimentError, many
 from akd.logged import scrubbed
@@ -197,8 +198,11 @@ def check(
             nodes share nothing.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    found = [machine()] if address == "local" else _nodes_at(address)
-    check_shared(found, shared)
+    if address == "local":
+        found = [machine()]
+        reach.check_here(shared)
+    else:
+        found = _nodes_at(address, shared)
     resources = share(search, found)
     for batch_size in batch_sizes:
         everything(search, found, batch_size)
@@ -212,15 +216,18 @@ def check(
         )
 
 
-def _nodes_at(address: str) -> list[dict[str, float]]:
-    """The nodes of a Ray that runs elsewhere; this process stays unconnected."""
+def _nodes_at(address: str, shared: str | None) -> list[dict[str, float]]:
+    """The nodes of a Ray that runs elsewhere, which all can use the storage; this process stays unconnected."""
     from akd.addresses import check_ray
 
     check_ray(address)
     before = os.environ.get("RAY_ADDRESS")
     connect(address)
     try:
-        return all_nodes()
+        found = all_nodes()
+        check_shared(found, shared)
+        reach.check_reached(shared)
+        return found
     finally:
         disconnect()
         if before is not None:

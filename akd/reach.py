@@ -11,15 +11,28 @@ from akd.errors import ExperimentError
 _PATIENCE_S = 120
 
 
-def check_reached(shown: str) -> None:
+def check_here(shown: str | None) -> None:
+    """Have this machine try the storage.
+
+    Raises:
+        ExperimentError: it cannot use it.
+    """
+    if shown is not None and (why := storage.Storage(shown, patience_s=10).tried()) is not None:
+        raise ExperimentError(f"cannot be used: {why}", key="storage", value=shown)
+
+
+def check_reached(shown: str | None) -> None:
     """Have every node that can train try the storage: else its runs would fail, one after the other.
 
     Raises:
         ExperimentError: a node cannot use it, or has another akd.
     """
+    if shown is None:
+        return
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    hand_on(shown)
     task: Any = ray.remote(_reaches)
     asked = []
     for node in ray.nodes():

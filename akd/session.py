@@ -44,8 +44,6 @@ class Session:
             self.nodes = cluster.all_nodes()
             places.check_shared(self.nodes, self.mirror.shown)
             reach.hand_on(self.mirror.shown)
-            if self.mirror.shown:
-                reach.check_reached(self.mirror.shown)
             self.resources = places.share(self.search, self.nodes)
             self.need(self.resources.team)
         except BaseException:

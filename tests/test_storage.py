@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from akd import checkpoint, storage
+from akd import checkpoint, reach, storage
 from akd import folder as run_folder
 from akd.config import resolve
 from akd.data import load, split
@@ -122,6 +122,10 @@ class TestObjects:
         (tmp_path / "file").write_text("in the way")
         why = Storage(f"file://{tmp_path}/file/below", patience_s=0).tried()
         assert why is not None
+        reach.check_here(None)
+        reach.check_here(shared.shown)
+        with pytest.raises(ExperimentError, match="storage = .*: cannot be used"):
+            reach.check_here(f"file://{tmp_path}/file/below")
 
 
 class TestWorkingCopy:

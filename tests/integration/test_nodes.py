@@ -152,6 +152,8 @@ def test_a_node_that_cannot_use_the_storage_is_named(
         code, output = program.run([*SEARCH, "--ray-address", nodes.address], tmp_path, **environment)
         assert code == 2, output
         assert "cannot be used on node 127.0.0.1" in output
+        assert not (tmp_path / "runs" / "s").exists()
+        assert not bucket.names("akd/s/")
         # With credentials in the address every node learns them, and no file does.
         address = bucket.address.replace("s3://", f"s3://AKIDTEST:{SECRET.replace('/', '%2F').replace('+', '%2B')}@")
         folder = tmp_path / "given"
