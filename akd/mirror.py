@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -47,6 +48,10 @@ class Mirror:
     def tags(self) -> dict[str, str]:
         """What a study or run notes of it, to go on with the same."""
         return {"storage": self.shown} if self.shown else {}
+
+    def flag(self) -> str:
+        """What a command that goes on has to say of it, on whichever machine."""
+        return f" --storage {shlex.quote(self.shown)}" if self.shown and "AKD_STORAGE" not in os.environ else ""
 
     def jobs(self, jobs: Sequence[Job]) -> list[Job]:
         """Jobs that find their folders in the storage."""
@@ -160,7 +165,8 @@ def mirror_of(name: str, output: Path, address: str | None) -> Mirror:
         address: default ``$AKD_STORAGE``, else what the study or run was started with.
 
     Raises:
-        ExperimentError: no such name can be; it was started with another storage, or this one cannot be read.
+        ExperimentError: there is none of this name, or none can be; it was started with another storage, or this one
+            cannot be read.
     """
     check_name(name, "resume")
     run = None
@@ -169,7 +175,9 @@ def mirror_of(name: str, output: Path, address: str | None) -> Mirror:
     before = run.tags.get("storage") if run is not None else None
     mirror = open_mirror(address or (before if "AKD_STORAGE" not in os.environ else None), output)
     if run is None:
-        mirror.adopt(output / name)
+        if not mirror.adopt(output / name) and mirror.storage is not None and not (output / name).exists():
+            problem = f"there is no study or run of this name in {output}, nor in {mirror.shown}"
+            raise ExperimentError(problem, key="resume", value=name)
     elif mirror.shown != before:
         was = f"was started with {before}" if before else "was started without"
         raise ExperimentError(f"{was}, and goes on the same way", key="storage", value=mirror.shown)

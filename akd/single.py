@@ -315,10 +315,10 @@ def _train(
                 with _session(full, workers, ray_address, mirror) as session:
                     _carry(session, full, data, folder, run, display, news)
         except (KeyboardInterrupt, Interrupted):
-            raise Interrupted(f"stopped; go on with: {_resume_command(folder)}") from None
+            raise Interrupted(f"stopped; go on with: {_resume_command(folder, mirror)}") from None
         except (RunError, OSError) as error:
             if crowded := is_full(error):
-                raise AkdError(out_of_room(folder, _resume_command(folder), error)) from None
+                raise AkdError(out_of_room(folder, _resume_command(folder, mirror), error)) from None
             if isinstance(error, OSError):
                 raise
             run.end(folder, FAILED, str(error))
@@ -342,9 +342,9 @@ def _train(
     return result
 
 
-def _resume_command(folder: Path) -> str:
+def _resume_command(folder: Path, mirror: Mirror) -> str:
     where = "" if folder.parent == Path("runs").absolute() else f" --output {shown_path(folder.parent)}"
-    return f"{program()} train --resume {folder.name}{where}"
+    return f"{program()} train --resume {folder.name}{where}{mirror.flag()}"
 
 
 def _carry(

@@ -75,7 +75,9 @@ def parse(address: str) -> tuple[Any, str]:
     try:
         system, folder = fs.FileSystem.from_uri(address)
     except (pa.ArrowException, ValueError, OSError, TypeError) as error:
-        problem = f"is no address of a storage: {scrubbed(reason(error))}"
+        why = re.sub(r"[?&]allow_delayed_open=true", "", scrubbed(reason(error)))
+        encoded = "; a '/' in a secret is written %2F" if "@" in address else ""
+        problem = f"is no address of a storage: {why}{encoded}"
         raise ExperimentError(problem, key="storage", value=shown) from None
     if not folder.strip("/"):
         raise ExperimentError("must name a bucket or folder, like s3://BUCKET/FOLDER", key="storage", value=shown)
@@ -242,6 +244,18 @@ def _all_of(action: Callable[[str], Any], names: Iterable[str]) -> None:
         list(pool.map(action, names))
 
 
+_PREFIX = "akd-run-"
+
+
+def _sweep() -> None:
+    """Remove the copies of processes that were killed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        pid = left.name.removeprefix(_PREFIX).partition("-")[0]
+        with contextlib.suppress(OSError):
+            if pid.isdigit() and left.stat().st_uid == os.getuid() and not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(left, ignore_errors=True)
+
+
 class WorkingCopy:
     """A run's folder on the node that trains it, for as long as it does; the storage has the truth.
 
@@ -255,7 +269,8 @@ class WorkingCopy:
 
     def __init__(self, storage: Storage, key: str):
         self.storage, self.key = storage, key
-        self._top = Path(tempfile.mkdtemp(prefix="akd-run-"))
+        _sweep()
+        self._top = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         self.folder = self._top / key.rpartition("/")[2]
         self._kept: dict[str, tuple[int, int]] = {}
         try:

@@ -81,7 +81,8 @@ def search(
     )
     name, tags = folder.name, tracking_tag(uri, folder.parent) | {"versions": versions()} | mirror.tags()
     if mirror.storage is not None and mirror.storage.exists(f"{name}/run.json"):
-        problem = f"exists already in {mirror.shown}; go on with 'akd search --resume {name}' or choose another --name"
+        go_on = f"akd search --resume {name} --storage ..."
+        problem = f"exists already in {mirror.shown}; go on with '{go_on}' or choose another --name"
         raise ExperimentError(problem, key="name", value=name)
     try:
         started.keep(folder, ready.experiment)
@@ -262,8 +263,7 @@ class _Study:
 
     def resume_command(self) -> str:
         """What a user types to go on."""
-        storage = f" --storage {self.mirror.shown}" if self.mirror.shown and "AKD_STORAGE" not in os.environ else ""
-        return f"{program()} search --resume {self.name}{self._where}{storage}"
+        return f"{program()} search --resume {self.name}{self._where}{self.mirror.flag()}"
 
     def _ui_command(self) -> str:
         address = "" if self.uri == default_uri(self.output) else f" --tracking-uri {scrubbed(self.uri)}"

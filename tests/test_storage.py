@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ class TestObjects:
         assert why is not None
         reach.check_here(None)
         reach.check_here(shared.shown)
-        with pytest.raises(ExperimentError, match="storage = .*: cannot be used"):
+        with pytest.raises(ExperimentError, match=r"storage = .*: cannot be used"):
             reach.check_here(f"file://{tmp_path}/file/below")
 
 
@@ -167,6 +168,17 @@ class TestWorkingCopy:
             order.clear()
             again.store()
             assert order == []
+
+
+def test_copies_of_killed_processes_are_removed(
+    shared: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage.tempfile, "tempdir", str(tmp_path / "tmp"))
+    gone, mine = tmp_path / "tmp" / "akd-run-99999999-x", tmp_path / "tmp" / f"akd-run-{os.getpid()}-x"
+    for folder in (gone, mine):
+        (folder / "1").mkdir(parents=True)
+    WorkingCopy(shared, "s/1").close()
+    assert [p.name for p in (tmp_path / "tmp").iterdir()] == [mine.name]
 
 
 def _experiment(**train: Any) -> Any:
@@ -261,6 +273,17 @@ class TestMirror:
         assert tracking_tag(default_uri(tmp_path), tmp_path) == {}
         assert tracking_tag("http://me:word@host:5000", tmp_path) == {"tracking": "http://host:5000"}
         assert tracking_tag(default_uri(tmp_path / "a"), tmp_path / "b") == {"tracking": default_uri(tmp_path / "a")}
+
+    def test_what_is_nowhere_is_said_to_be(self, shared: Storage, tmp_path: Path) -> None:
+        with pytest.raises(ExperimentError, match=r"there is no study or run of this name in .*, nor in file://"):
+            mirror_of("s", tmp_path, shared.shown)
+
+    def test_the_way_on_names_the_storage(
+        self, shared: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("AKD_STORAGE", raising=False)
+        assert Mirror(shared.shown, tmp_path).flag() == f" --storage {shared.shown}"
+        assert Mirror(None, tmp_path).flag() == ""
 
     def test_no_name_leads_out_of_the_output_folder(self, shared: Storage, tmp_path: Path) -> None:
         shared.put_bytes(b"{}", "s/run.json")
