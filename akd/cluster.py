@@ -29,7 +29,7 @@ _SETTINGS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     # A process that died with its node is told of in a line, without Tune's stack.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    # A stopped trial's workers may take their time to end. A process that is not free again within Tune's two seconds is
+    # A stopped trial's workers may take their time to end. A process that is not free within Tune's two seconds is
     # given up, and with it, without a word to the searcher, the trial that was to be next.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
     "TUNE_WARN_THRESHOLD_S": "30",
