@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 import sys
 import time
 import warnings
@@ -71,6 +72,9 @@ def connect(address: str | None) -> bool:
         protect_token()
     import ray
 
+    if local:
+        _forget_dead_cluster()
+
     # Processes of a private Ray inherit this one's environment; those of another have to be told.
     runtime = None if local else {"env_vars": {k: os.environ[k] for k in settings} | {"RAY_ADDRESS": address}}
     with warnings.catch_warnings():
@@ -98,6 +102,27 @@ def connect(address: str | None) -> bool:
     # A stale address from the environment would lead every child process to another cluster.
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     return local
+
+
+def _forget_dead_cluster(path: Path | None = None) -> None:
+    """Remove Ray's note of a cluster on this machine that is gone.
+
+    Processes of Ray Train that look after killed workers ask whoever it names; a dead one costs every run its time-out.
+
+    Args:
+        path: default Ray's own.
+    """
+    from ray._private.utils import get_ray_address_file
+
+    path = path or Path(get_ray_address_file(None))
+    try:
+        host, _, port = path.read_text(encoding="utf-8").strip().rpartition(":")
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, OverflowError):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from unittest import mock
 
@@ -233,3 +234,16 @@ class TestNodesToCome:
         places.check_shared([node(2), node(2)], "s3://bucket/akd")
         with pytest.raises(ExperimentError, match=r"has 2 nodes.*--storage s3://BUCKET/FOLDER"):
             places.check_shared([node(2), node(2)], None)
+
+
+def test_a_note_of_a_cluster_that_is_gone_is_removed(tmp_path: Path) -> None:
+    note = tmp_path / "ray_current_cluster"
+    cluster._forget_dead_cluster(note)
+    for text in ("127.0.0.1:1", "nonsense", ""):
+        note.write_text(text)
+        cluster._forget_dead_cluster(note)
+        assert not note.exists()
+    with socket.create_server(("127.0.0.1", 0)) as alive:
+        note.write_text(f"127.0.0.1:{alive.getsockname()[1]}")
+        cluster._forget_dead_cluster(note)
+        assert note.exists()
