@@ -116,10 +116,23 @@ class SearchConfig:
     """How the space is searched."""
 
     trials: int = setting(20, low=1, help="configurations to try; controls are not counted")
-    sampler: str = setting("tpe", choices=["tpe", "random"])
-    scheduler: str = setting("asha", choices=["asha", "none"])
-    grace: int | None = setting(None, low=1, when=("scheduler", "asha"), help="first rung; default max(1, epochs/9)")
-    eta: int = setting(3, low=2, when=("scheduler", "asha"), help="one of eta goes on at each rung")
+    sampler: str = setting(
+        "tpe",
+        choices=["tpe", "gp", "cmaes", "nsga2", "qmc", "random", "grid"],
+        help="what suggests configurations; tpe, random, qmc and grid know conditions",
+    )
+    scheduler: str = setting(
+        "asha", choices=["asha", "median", "none"], help="what stops trials at rungs: ASHA, or the median of the others"
+    )
+    grace: int | None = setting(
+        None, low=1, when=("scheduler", ("asha", "median")), help="first rung; default max(1, epochs/9)"
+    )
+    eta: int = setting(
+        3,
+        low=2,
+        when=("scheduler", ("asha", "median")),
+        help="each rung has eta times the epochs of the one before; with asha one of eta goes on",
+    )
     seed: int = setting(0, low=0, help="seed of the sampler and of every trial")
     concurrent: int | None = setting(None, low=1, help="trials at a time; default what the machine holds")
     workers_per_trial: int = setting(1, low=1, help="several share a trial's batches, as a Ray Train job")
@@ -130,13 +143,18 @@ class SearchConfig:
     final_workers: int | None = setting(
         None, low=1, help="workers of teacher and final runs; default all GPUs, or all CPUs where there is no GPU"
     )
-    time_budget: float | None = setting(None, above=0, help="seconds after which no new trial starts")
+    time_budget: float | None = setting(None, above=0, help="seconds after which no trial starts or passes a rung")
     champion_seeds: int | None = setting(None, low=1, help="runs of winner and controls; default 2 for digits, else 3")
     log_checkpoints: str = setting(
         "best",
         choices=["all", "best", "champion", "none"],
         help="what MLflow keeps: every epoch, each trial's student, the champion's only, nothing",
     )
+    device_hours: float | None = setting(
+        None, above=0, help="device-hours of all runs: no trial starts or passes a rung that would go over them"
+    )
+    cost: float | None = setting(None, above=0, help="the same as money: device-hours times price")
+    price: float | None = setting(None, above=0, help="of a device-hour")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +325,9 @@ def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: 
     )
     space = _mapping(tree.get("space", {}) or {}, "space", origins)
     _check_names(parts, origins)
+    if parts["search"].cost is not None and parts["search"].price is None:
+        problem = "needs the price of a device-hour: search.price, or --price X"
+        raise ExperimentError(problem, key="search.cost", value=parts["search"].cost, where=origins.of("search.cost"))
     return Experiment(**parts, space=space, origins=origins)
 
 

@@ -10,15 +10,18 @@ import torch
 from rich.console import Console
 from rich.syntax import Syntax
 
+from akd.budget import allows
 from akd.cluster import machine
 from akd.config import Experiment
 from akd.data import TrainData
 from akd.data.policies import create_policy
 from akd.errors import many
 from akd.fit import fit
+from akd.grid import count
+from akd.pairs import grid_words
 from akd.places import everything, share
 from akd.prepare import Prepared
-from akd.scheduler import rungs
+from akd.rungs import expected_epochs, stages
 from akd.sharing import sharing
 from akd.teacher import LiveTeacher
 from akd.teacher.keep import as_experiment, build, find
@@ -65,17 +68,6 @@ def teacher_seconds(experiment: Experiment, data: TrainData) -> float:
     return min(seconds)
 
 
-def expected_epochs(epochs: int, grace: int | None, eta: int, scheduler: str) -> float:
-    """Epochs of a trial on average if one of ``eta`` passes each rung; all of them without a scheduler."""
-    if scheduler == "none":
-        return float(epochs)
-    total, before, alive = 0.0, 0, 1.0
-    for rung in rungs(epochs, grace, eta):
-        total += alive * (rung - before)
-        before, alive = rung, alive / eta
-    return total + alive * (epochs - before)
-
-
 def show(ready: Prepared, console: Console, output: Path) -> None:
     """Print the resolved experiment, the first three configurations and the time it would take.
 
@@ -84,15 +76,16 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
     """
     import optuna
 
-    from akd.searcher import make_sampler
+    from akd.samplers import make_sampler
 
     experiment, search = ready.experiment, ready.experiment.search
     console.print(Syntax(experiment.to_yaml().rstrip(), "yaml", background_color="default"))
     console.print("\nthe first three configurations:")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
-    for number in range(min(3, search.trials)):
-        study.sampler = make_sampler(experiment, number)
+    few = min(3, search.trials, count(ready.space) if search.sampler == "grid" else 3)
+    for number in range(few):
+        study.sampler = make_sampler(experiment, number, ready.space)
         values = ready.space(study.ask())
         console.print(
             f"  trial {number}: " + ", ".join(f"{k} {show_value(v)}" for k, v in values.items()), soft_wrap=True
@@ -114,7 +107,7 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
     filling = forward * steps * epochs * shared.keys
     policy = create_policy(experiment.method.augment, data)
     trial = max(alone, trial - forward * (policy.views if policy else 1))
-    mean = expected_epochs(epochs, search.grace, search.eta, search.scheduler)
+    mean = expected_epochs(search, epochs)
     here = [machine()]
     resources = share(search, here)
     concurrent = resources.concurrent
@@ -139,7 +132,10 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
         soft_wrap=True,
     )
     console.print("estimated time: " + ", ".join(f"{k} {duration(v)}" for k, v in parts.items()), soft_wrap=True)
-    for line in shared.words():
+    fixed = teacher + steps * (trial + alone) * epochs + final
+    first = steps * trial * stages(search, epochs)[0]
+    words = [grid_words(experiment, ready.space), allows(search, fixed, steps * (trial * mean + heads), first)]
+    for line in [*shared.words(), *filter(None, words)]:
         console.print(line, soft_wrap=True)
     console.print("nothing was started, nothing was written")
 

@@ -22,15 +22,18 @@ FLAGS = {
     "--cpus-per-trial": ("search.cpus_per_trial", "X", "default 1 a worker"),
     "--gpus-per-trial": ("search.gpus_per_trial", "X", "default 1 a worker where there are GPUs; 0.25, auto"),
     "--final-workers": ("search.final_workers", "N", "workers of teacher and final runs; default all devices"),
-    "--time-budget": ("search.time_budget", "T", "no new trial after this time: 90, 30m, 2h"),
+    "--time-budget": ("search.time_budget", "T", "no trial starts or passes a rung after this time: 90, 30m, 2h"),
     "--champion-seeds": ("search.champion_seeds", "N", "final runs of winner and controls"),
-    "--sampler": ("search.sampler", "NAME", "tpe or random"),
-    "--scheduler": ("search.scheduler", "NAME", "asha or none"),
+    "--sampler": ("search.sampler", "NAME", "tpe, gp, cmaes, nsga2, qmc, random or grid"),
+    "--scheduler": ("search.scheduler", "NAME", "asha, median or none"),
     "--log-checkpoints": (
         "search.log_checkpoints",
         "WHICH",
         "students MLflow keeps: all (each epoch), best (each run's last), champion, none",
     ),
+    "--device-hours": ("search.device_hours", "X", "no trial starts or passes a rung that would go over them"),
+    "--cost": ("search.cost", "X", "the same as money; needs --price"),
+    "--price": ("search.price", "X", "of a device-hour; alone, it only shows what was spent"),
 }
 #: Flags of a single run and of a teacher: those that are not about a search.
 RUN_FLAGS = ["--data", "--data-dir", "--teacher", "--teacher-weights", "--student", "--method", "--epochs"]

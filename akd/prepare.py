@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from akd import config as configuration
-from akd import forms
+from akd import forms, pairs
 from akd.config import Experiment
 from akd.data import TrainData
 from akd.data import load as load_data
@@ -65,6 +65,7 @@ def prepare(experiment: Experiment) -> Prepared:
     experiment = complete(experiment)
     with placed(experiment):
         space = parse(experiment)
+        pairs.check(experiment, space)
         data = checked(experiment, space)
         check_workers(experiment, experiment.search.workers_per_trial)
         for p in space.searched:

@@ -86,6 +86,7 @@ class StudyResult:
         teacher_passes: images the teacher was run on (``made``, every view counted), further ones whose outputs were
             found in the cache (``saved``), ``bytes`` there, and under how many ``keys``.
         start_cost_s: median and largest pause between two trials of one worker process.
+        budget: spent of what was set (``device_hours``, ``cost``, ``seconds``), see :func:`akd.budget.account`.
     """
 
     study: str
@@ -105,6 +106,7 @@ class StudyResult:
     device_hours: float
     teacher_passes: dict[str, int]
     start_cost_s: dict[str, float] = field(default_factory=dict)
+    budget: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def note(self) -> str:
         """The outcome in three lines of Markdown, for the tracker."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,19 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
 from akd import folder as run_folder
+from akd.budget import Budget
 from akd.config import Experiment
 from akd.errors import AkdError, is_full, reason
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING, Run
-from akd.scheduler import METRIC, TIME, rungs
+from akd.rungs import rungs
+from akd.samplers import make_sampler, used_up
+from akd.scheduler import METRIC, TIME
 from akd.scratch import scratch_trial
-from akd.seeds import derive
 from akd.space import Space
 
 _STATES = {COMPLETE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
@@ -61,27 +61,6 @@ def _cut_half_line(path: Path) -> None:
             os.truncate(path, whole)
 
 
-def make_sampler(experiment: Experiment, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler of suggestion ``number``.
-
-    Seeded from (study seed, number), so that a search that was interrupted suggests what it would have suggested.
-    """
-    search = experiment.search
-    seed = derive("suggest", search.seed, number) % 2**32
-    if search.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            seed=seed,
-            multivariate=True,
-            group=True,
-            constant_liar=True,
-            # A quarter of a short search is enough at random; Optuna's ten would be all of it.
-            n_startup_trials=min(10, max(4, search.trials // 4)),
-        )
-
-
 @dataclass
 class _Live:
     """A run that Tune holds at the moment."""
@@ -103,7 +82,8 @@ class StudySearcher(Searcher):
         controls: name -> experiment of the fixed runs.
         on_change: called with a run's folder whenever it is created or ended.
         fetch: called with a run's folder before it is read, to bring what another node wrote.
-        clock: seconds, for the time budget.
+        clock: seconds, for the time budget where no ``budget`` is given.
+        budget: the study's account; default one that begins now.
 
     Attributes:
         closed: hand out nothing more.
@@ -121,16 +101,17 @@ class StudySearcher(Searcher):
         on_change: Callable[[Path], None] = lambda folder: None,
         clock: Callable[[], float] = time.monotonic,
         fetch: Callable[[Path], None] = lambda folder: None,
+        budget: Budget | None = None,
     ):
         super().__init__(metric=METRIC, mode="max")
         self.experiment, self.space, self.study, self.folder = experiment, space, study, folder
-        self.on_change, self.fetch, self._clock = on_change, fetch, clock
+        self.on_change, self.fetch = on_change, fetch
         self.on_full: Callable[[], None] = lambda: None  # whoever runs the search ends it here
         self.closed = False
         self.full: str | None = None
         self.live: dict[str, _Live] = {}
-        budget = experiment.search.time_budget
-        self._deadline = clock() + budget if budget else float("inf")
+        began = clock()
+        self.budget = budget or Budget(experiment, folder, elapsed=lambda: clock() - began)
         self._waiting: list[Callable[[], _Live]] = []
         for name, control in controls.items():
             run = Run.read(folder / "controls" / name)
@@ -141,7 +122,7 @@ class StudySearcher(Searcher):
     # -- what Tune asks ----------------------------------------------------------------------------
 
     def suggest(self, trial_id: str) -> Any:
-        """The next run's Tune configuration; ``FINISHED`` when there is none."""
+        """The next run's Tune configuration; ``FINISHED`` when there is none, ``None`` when there is none yet."""
         with self._room():
             return self._suggest(trial_id)
         return Searcher.FINISHED
@@ -153,10 +134,13 @@ class StudySearcher(Searcher):
             live = self._waiting.pop(0)()
         else:
             past = self.study.get_trials(deepcopy=False)
-            if len(past) >= self.experiment.search.trials or self._clock() >= self._deadline:
+            if len(past) >= self.experiment.search.trials or used_up(self.experiment, self.space, past):
                 return Searcher.FINISHED
+            if not (fits := self.budget.admits()):
+                return None if fits is None else Searcher.FINISHED  # None: Tune asks again
             live = self._ask(past)
         self.live[trial_id] = live
+        self.budget.started(live.folder, live.run.kind)
         self.on_change(live.folder)
         return {"folder": str(live.folder), "kind": live.run.kind, "name": live.run.name}
 
@@ -189,7 +173,9 @@ class StudySearcher(Searcher):
             live.run.end(live.folder, FAILED, failed or "the worker process died")
         else:
             live.run.rung = max((r for r in self._rungs() if r <= epochs), default=None)
-            live.run.end(live.folder, COMPLETE if epochs >= wanted else PRUNED)
+            stopped = epochs < wanted
+            live.run.end(live.folder, *((PRUNED, self.budget.reason(live.folder)) if stopped else (COMPLETE,)))
+        self.budget.ended(live.folder, live.run.state)
         if live.trial_id is not None:
             self._tell(live)
         self.on_change(live.folder)
@@ -239,7 +225,7 @@ class StudySearcher(Searcher):
     def _ask(self, past: list[FrozenTrial]) -> _Live:
         # The whole suggestion is made beside the study and enters the journal in one write. A kill can then never
         # leave half of it behind, whose other half would be drawn from another place of the random stream.
-        scratch = scratch_trial(past, self.study.directions, make_sampler(self.experiment, len(past)))
+        scratch = scratch_trial(past, self.study.directions, make_sampler(self.experiment, len(past), self.space))
         values = self.space(scratch)
         trial_id = self._enter(len(past), scratch.params, scratch.distributions)
         return self._folder_of(len(past), trial_id, values)

@@ -88,8 +88,12 @@ class Parameter:
         if self.kind == "int":
             return range(int(self.low), int(self.high) + 1, int(self.step or 1))
         if self.kind == "float" and self.step:
-            return (self.low + k * self.step for k in range(int((self.high - self.low) / self.step + 1e-9) + 1))
+            return (self.at_step(k) for k in range(int((self.high - self.low) / self.step + 1e-9) + 1))
         return self.extremes()
+
+    def at_step(self, k: int) -> float:
+        """The value ``k`` steps from the lowest, as a person writes it: 0.7, not the 0.7000000000000001 of the sum."""
+        return float(f"{self.low + k * (self.step or 1):.12g}")
 
     def extremes(self) -> tuple[Any, ...]:
         """Values that show whether the whole range is allowed."""

@@ -19,6 +19,7 @@ from akd import cluster, notices, spaces, started
 from akd import config as configuration
 from akd import folder as run_folder
 from akd.addresses import check_tracking
+from akd.budget import Budget, spent
 from akd.champion import at_length_of, final_seeds, finals, hand_over
 from akd.config import Experiment
 from akd.errors import AkdError, ExperimentError, Interrupted, is_full, many, reason
@@ -26,6 +27,7 @@ from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.job import Job
 from akd.logged import address_of, default_uri, experiment_title, scrubbed, tracking_tag
 from akd.mirror import Mirror, mirror_of, open_mirror
+from akd.pairs import grid_words
 from akd.places import Resources, share
 from akd.prepare import Prepared, complete, default_name, placed, prepare, study_folder
 from akd.provenance import versions
@@ -205,6 +207,7 @@ class _Study:
         run = Run.read(folder)
         assert run is not None
         self.record = run
+        self.before, self.began = float(run.tags.get("seconds", 0)), time.time()
 
     def run(self) -> StudyResult:
         """Teacher, search, champion, result; the tracker is always closed and the study's state always kept."""
@@ -214,7 +217,7 @@ class _Study:
             if self.record.state != RUNNING and finished is None:
                 self.record.state, self.record.ended, self.record.reason = RUNNING, None, None
                 self.record.write(self.folder)
-            before, began, full = float(self.record.tags.get("seconds", 0)), time.time(), False
+            full = False
             experiment_name = experiment_title(e.data.name, e.teacher.name, e.student.name)
             self.tracker = Tracker(
                 self.uri,
@@ -238,7 +241,7 @@ class _Study:
                     teacher = self._teacher(session) if self.ready.wants_teacher else None
                     resources = session.measured(self._largest(), teacher.folder if teacher else None)
                     self._search(session, resources, teacher)
-                    return self._finish(session, teacher, before, began)
+                    return self._finish(session, teacher)
             except (KeyboardInterrupt, Interrupted):
                 raise Interrupted(f"stopped; go on with: {self.resume_command()}") from None
             except BaseException as error:
@@ -250,12 +253,20 @@ class _Study:
                 raise
             finally:
                 if finished is None:
-                    self.record.tags["seconds"] = f"{before + time.time() - began:.1f}"
                     with skipped_if_full():  # the seconds alone are lost
-                        self.record.write(self.folder)
+                        self._keep_time()
                 with contextlib.suppress(StorageError):  # what ended the search is told, and not that this failed too
                     self.mirror.up(self.folder, "run.json")
                 self._close_tracker(PATIENCE_S if full else 60)
+
+    @property
+    def _seconds(self) -> float:
+        """What the study has taken so far, in all sessions."""
+        return self.before + time.time() - self.began
+
+    def _keep_time(self) -> None:
+        self.record.tags["seconds"] = f"{self._seconds:.1f}"
+        self.record.write(self.folder)
 
     @property
     def _where(self) -> str:
@@ -316,6 +327,7 @@ class _Study:
             self.ready.controls,
             on_change=self._changed,
             fetch=self.mirror.down,
+            budget=self._budget(teacher),
         )
         job = Job(
             "",
@@ -330,6 +342,8 @@ class _Study:
             f"{resources.concurrent} trial{'s' * (resources.concurrent > 1)} at a time, "
             f"{many(resources.cpus, 'CPU')} and {many(resources.gpus, 'GPU')}{each}"
         )
+        if (words := grid_words(self.experiment, self.ready.space)) is not None:
+            self.display.say(words)
         with self.display.table():
             for path in sorted([*self.folder.glob("controls/*"), *self.folder.glob("trials/*")]):
                 self._show(path)
@@ -345,6 +359,17 @@ class _Study:
         if stopped:
             raise Interrupted("asked to stop")
 
+    def _budget(self, teacher: Teacher | None) -> Budget:
+        data, own = self.ready.data, teacher is not None and "teacher_trained" in self.record.tags
+        return Budget(
+            self.experiment,
+            self.folder,
+            teacher_s=spent(teacher.folder)[0] if teacher is not None and own else 0.0,
+            final_share=(len(data.train) + len(data.val)) / len(data.train),
+            elapsed=lambda: self._seconds,
+            say=lambda line: self.display.say(line, "yellow"),
+        )
+
     def _show(self, folder: Path) -> None:
         run, entries = Run.read(folder), run_folder.history(folder)
         if run is not None:
@@ -353,6 +378,8 @@ class _Study:
 
     def _changed(self, folder: Path) -> None:
         self._show(folder)
+        if self.experiment.search.time_budget:  # a kill takes no more of it than the run it met
+            self._keep_time()
         self.mirror.up(folder)
         self._logged(folder)
 
@@ -376,7 +403,7 @@ class _Study:
         after = f"after epoch {epochs}" if epochs else "from its beginning"
         self.display.say(f"{run.name if run else folder.name}: its process died; it goes on {after}", "yellow")
 
-    def _finish(self, session: Session, teacher: Teacher | None, before: float, began: float) -> StudyResult:
+    def _finish(self, session: Session, teacher: Teacher | None) -> StudyResult:
         from akd.searcher import ranking
 
         ranked = ranking(self.folder)
@@ -418,7 +445,7 @@ class _Study:
             ranked[0],
             tested,
             handed,
-            seconds=before + time.time() - began,
+            seconds=self._seconds,
             start_costs=self.start_costs,
             mirror=self.mirror,
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from akd import folder as run_folder
+from akd.budget import account, account_words
 from akd.config import Experiment
 from akd.errors import many
 from akd.folder import Run
@@ -124,6 +125,7 @@ def make_result(
         device_hours=trained / 3600,
         teacher_passes=teacher_passes(study, asked, made, mirror.storage),
         start_cost_s={"median": pauses[len(pauses) // 2], "largest": pauses[-1]} if pauses else {},
+        budget=account(experiment.search, trained / 3600, seconds),
     )
 
 
@@ -175,6 +177,8 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
     if result.teacher_passes.get("keys"):
         lines.append(f"teacher   {teacher_words(result.teacher_passes)}")
     lines.append(f"time      {result.wall_clock_s:.0f} s; {result.device_hours * 60:.1f} device-minutes of training")
+    if (words := account_words(result.budget)) is not None:
+        lines.append(f"budget    {words}")
     return lines
 
 

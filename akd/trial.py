@@ -14,7 +14,7 @@ from akd.fit import EpochRecord
 from akd.job import FAILURES, Job, keep_trace, reason, run_job
 from akd.packing import limit_memory
 from akd.reach import learn
-from akd.scheduler import METRIC, TIME
+from akd.scheduler import COST, METRIC, TIME
 from akd.storage import StorageError
 
 _ended: float | None = None
@@ -42,6 +42,12 @@ def run_trial(config: dict[str, Any]) -> None:
         tune.report({"failed": failed})
 
 
+def _result(epoch: int, metrics: dict[str, float]) -> dict[str, Any]:
+    """What Tune is told of an epoch."""
+    cost = metrics["time/epoch_s"] * metrics["time/devices"]
+    return {TIME: epoch, METRIC: metrics["val/accuracy"], COST: cost}
+
+
 def _in_process(job: Job) -> str | None:
     from ray import tune
 
@@ -49,7 +55,7 @@ def _in_process(job: Job) -> str | None:
     first = [True]
 
     def on_epoch(record: EpochRecord) -> None:
-        result: dict[str, Any] = {TIME: record.epoch, METRIC: record.metrics["val/accuracy"]}
+        result = _result(record.epoch, record.metrics)
         if first[0] and idle_since is not None:
             result["start_cost_s"] = ready[0] - idle_since
         first[0] = False
@@ -76,7 +82,7 @@ def _on_workers(job: Job, team: Any) -> str | None:
     def on_epoch(_: Job, epoch: int, metrics: dict[str, float]) -> None:
         if epoch > told[0]:  # a group that was replaced repeats the epoch it starts from
             told[0] = epoch
-            tune.report({TIME: epoch, METRIC: metrics["val/accuracy"]})
+            tune.report(_result(epoch, metrics))
 
     try:
         carry([job], team, on_epoch=on_epoch)

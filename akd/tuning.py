@@ -21,7 +21,7 @@ from akd.errors import DiskFull, is_full
 from akd.folder import Run
 from akd.job import Job
 from akd.places import Resources
-from akd.scheduler import METRIC, TIME, StudyASHA, make_scheduler
+from akd.scheduler import METRIC, TIME, make_scheduler
 from akd.searcher import StudySearcher
 from akd.trial import run_trial
 
@@ -109,12 +109,11 @@ def run(
     Raises:
         DiskFull: of a trial, of the study's own records, or of Tune's; ended in order, runs that have not ended go on.
     """
-    scheduler = make_scheduler(experiment)
-    if isinstance(scheduler, StudyASHA):
-        for path in sorted((searcher.folder / "trials").glob("*/run.json")):
-            past = Run.read(path.parent)
-            if past is not None and past.state != run_folder.RUNNING:
-                scheduler.remember(path.parent.name, run_folder.history(path.parent))
+    scheduler = make_scheduler(experiment, searcher.budget)
+    for path in sorted((searcher.folder / "trials").glob("*/run.json")):
+        past = Run.read(path.parent)
+        if past is not None and past.state != run_folder.RUNNING:
+            scheduler.remember(path.parent.name, run_folder.history(path.parent))
     start_costs: list[float] = []
     # Stack traces of snapshots that could not be written, which akd never reads, and of processes that died.
     for name in ("experiment_state", "tune_controller"):

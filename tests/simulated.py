@@ -179,7 +179,7 @@ def train(config: Mapping[str, Any]) -> None:
     from ray import tune
 
     from akd.config import load
-    from akd.scheduler import METRIC, TIME
+    from akd.scheduler import COST, METRIC, TIME
 
     folder = Path(config["folder"])
     run, known = Run.read(folder), run_folder.history(folder)
@@ -192,7 +192,7 @@ def train(config: Mapping[str, Any]) -> None:
             tune.report({"failed": "diverged in epoch 2: train/loss not finite"})
             return
         (entry,) = write_epochs(folder, run, [epoch], loaded.epochs, loaded.seed)
-        tune.report({TIME: epoch, METRIC: entry["val/accuracy"]})
+        tune.report({TIME: epoch, METRIC: entry["val/accuracy"], COST: entry["time/epoch_s"] * entry["time/devices"]})
 
 
 def write_epochs(folder: Path, run: Run, epochs: Iterable[int], of: int, seed: int = 0) -> list[dict[str, float]]:

@@ -18,6 +18,7 @@ from akd.folder import COMPLETE, FAILED, PRUNED, Run
 from akd.journal import read_trials
 from akd.provenance import sha256
 from akd.result import CONTROL_WORDS, StudyResult
+from akd.rungs import rungs
 from akd.space import Parameter, parse
 from akd.summary import costs, plus_minus, teacher_passes, verdict
 from akd.terminal import percent, short_names, show_value
@@ -161,8 +162,7 @@ def gather(study: Path) -> Facts:
     Raises:
         AkdError: its files cannot be read.
     """
-    # Ray's and Optuna's import is all that is wanted of them here: rungs, the order of trials.
-    from akd.scheduler import rungs
+    # Ray's and Optuna's import is all that is wanted of them here: the order of trials.
     from akd.searcher import ranking
 
     try:
