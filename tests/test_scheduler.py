@@ -1,4 +1,4 @@
-"""ASHA that can be interrupted, against a literal replay of the algorithm."""
+"""ASHA and median stopping that can be interrupted, against literal replays of the algorithms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from akd.config import resolve
-from akd.scheduler import StudyASHA, make_scheduler, rungs
+from akd.rungs import rungs
+from akd.scheduler import StudyASHA, StudyMedian, make_scheduler
 
 STOP, CONTINUE = TrialScheduler.STOP, TrialScheduler.CONTINUE
 
@@ -63,6 +64,26 @@ class Literal:
         return action
 
 
+class LiteralMedian:
+    """Golovin et al. 2017: stop what never was as good as the median of the others' mean accuracies up to a rung."""
+
+    def __init__(self, epochs: int, eta: int):
+        self.rungs = [r for r in rungs(epochs, None, eta) if r < epochs]
+        self.others: dict[int, list[list[float]]] = {r: [] for r in self.rungs}
+        self.curve: list[float] = []
+
+    def report(self, epoch: int, value: float) -> str:
+        self.curve = [*self.curve, value] if epoch > 1 else [value]
+        if epoch not in self.rungs:
+            return CONTINUE
+        means = [float(np.mean(curve)) for curve in self.others[epoch]]
+        self.others[epoch].append(self.curve)
+        return STOP if len(means) >= 3 and max(self.curve) < np.median(means) else CONTINUE
+
+
+LITERAL = {StudyASHA: Literal, StudyMedian: LiteralMedian}
+
+
 class Looked:
     """A trial of Tune that counts how often its status is asked for."""
 
@@ -80,7 +101,7 @@ class Looked:
         return self.status in ("TERMINATED", "ERROR")
 
 
-@pytest.mark.parametrize("name", ["asha", "none"])
+@pytest.mark.parametrize("name", ["asha", "median", "none"])
 class TestOrder:
     def test_trials_start_as_they_came_and_ended_ones_are_not_looked_at(self, name: str) -> None:
         """What a report costs does not grow with the trials that have ended."""
@@ -125,13 +146,13 @@ class TestOrder:
 class Sessions:
     """Trials on disk and a scheduler that may be replaced by a fresh one, as a resumed search does."""
 
-    def __init__(self, folder: Path, epochs: int, eta: int = 3):
-        self.folder, self.epochs, self.eta = folder, epochs, eta
+    def __init__(self, folder: Path, epochs: int, eta: int = 3, rule: type = StudyASHA):
+        self.folder, self.epochs, self.eta, self.rule = folder, epochs, eta, rule
         self.ended: list[str] = []
         self.fresh()
 
     def fresh(self) -> None:
-        self.scheduler = StudyASHA(self.epochs, None, self.eta)
+        self.scheduler = self.rule(self.epochs, None, self.eta)
         for name in self.ended:
             self.scheduler.remember(name, self.history(name))
 
@@ -183,10 +204,11 @@ def curves(seed: int, count: int, epochs: int) -> list[list[float]]:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("epochs", "eta"), [(9, 3), (10, 2), (18, 3)])
-def test_decisions_equal_a_literal_replay(seed: int, epochs: int, eta: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", [StudyASHA, StudyMedian])
+def test_decisions_equal_a_literal_replay(rule: type, seed: int, epochs: int, eta: int, tmp_path: Path) -> None:
     """Undisturbed, and with a kill in every trial at every kind of epoch."""
-    literal, whole, cut = Literal(epochs, eta), Sessions(tmp_path / "whole", epochs, eta), None
-    cut = Sessions(tmp_path / "cut", epochs, eta)
+    literal, whole = LITERAL[rule](epochs, eta), Sessions(tmp_path / "whole", epochs, eta, rule)
+    cut = Sessions(tmp_path / "cut", epochs, eta, rule)
     stopped = 0
     for i, curve in enumerate(curves(seed, 20, epochs)):
         wanted = []
@@ -218,6 +240,50 @@ def test_controls_are_never_stopped_and_never_recorded(tmp_path: Path) -> None:
     assert sessions.run("bad", [0.01] * 9) == [STOP]
 
 
+def test_median_stops_no_control_and_counts_none(tmp_path: Path) -> None:
+    sessions = Sessions(tmp_path, 9, rule=StudyMedian)
+    for i in range(3):
+        assert set(sessions.run(f"{i:05d}", [0.9] * 9)) == {CONTINUE}  # fewer than three before it
+    for name, cut_after in (("none", 0), ("kd", 3)):
+        assert set(sessions.run(name, [0.01] * 9, cut_after=cut_after, kind="control")) == {CONTINUE}
+        sessions.ended.remove(name)
+    assert [len(rung.means) for rung in sessions.scheduler._rungs.values()] == [3, 3]
+    assert sessions.run("bad", [0.01] * 9) == [STOP]
+    assert not sessions.scheduler._curves  # of ended trials nothing is kept but their means
+
+
+def test_median_looks_at_the_best_so_far_against_means(tmp_path: Path) -> None:
+    """A trial that fell back is not stopped, and a late bloomer is, at the rung alone."""
+    sessions = Sessions(tmp_path, 9, rule=StudyMedian)
+    for i in range(4):
+        sessions.run(f"{i:05d}", [0.5, 0.6, 0.7] + [0.8] * 6)
+    assert set(sessions.run("fell", [0.5, 0.61, 0.1] + [0.1] * 6)) == {CONTINUE}
+    assert sessions.run("late", [0.5, 0.5, 0.5] + [0.99] * 6) == [CONTINUE, CONTINUE, STOP]
+    assert sessions.run("between", [0.5, 0.61, 0.2] + [0.0] * 6)[-1] == CONTINUE
+
+
+def test_median_ties_and_damaged_values(tmp_path: Path) -> None:
+    sessions = Sessions(tmp_path, 9, rule=StudyMedian)
+    for i in range(6):
+        assert set(sessions.run(f"{i:05d}", [0.5] * 9)) == {CONTINUE}  # as good as the median is not below it
+    sessions.run("nan", [float("nan")] * 9)
+    assert [len(rung.means) for rung in sessions.scheduler._rungs.values()] == [6, 6]
+
+
+def test_a_trial_tried_again_in_the_same_session_is_not_decided_twice(tmp_path: Path) -> None:
+    """Its process died after the rung; its own mean is no bar to itself."""
+    sessions = Sessions(tmp_path, 9, rule=StudyMedian)
+    for i in range(3):
+        sessions.run(f"{i:05d}", [0.5] * 9)
+    trial = sessions.trial("00003")
+    assert sessions.report(trial, 1, 0.6) == CONTINUE
+    sessions.scheduler.on_trial_add(None, trial)
+    assert sessions.report(trial, 1, 0.6) == CONTINUE
+    assert sessions.scheduler._rungs[1].means == [0.5, 0.5, 0.5, 0.6]
+    assert sessions.report(trial, 2, 0.6) == CONTINUE
+    assert sessions.scheduler._curves[trial.trial_id].epochs == 2
+
+
 def test_a_failed_result_decides_nothing(tmp_path: Path) -> None:
     sessions = Sessions(tmp_path, 9)
     sessions.run("00000", [0.9] * 9)
@@ -233,3 +299,8 @@ def test_made_as_the_experiment_says() -> None:
     made = make_scheduler(resolve({"train": {"epochs": 20}, "search": {"grace": 4, "eta": 2}}))
     assert isinstance(made, StudyASHA)
     assert sorted(m for m, _ in made._brackets[0]._rungs)[:3] == [4, 8, 16]
+    median = make_scheduler(resolve({"train": {"epochs": 20}, "search": {"scheduler": "median", "grace": 4, "eta": 2}}))
+    assert isinstance(median, StudyMedian)
+    assert list(median._rungs) == [4, 8, 16]
+    last = make_scheduler(resolve({"train": {"epochs": 16}, "search": {"scheduler": "median", "grace": 4, "eta": 2}}))
+    assert list(last._rungs) == [4, 8]  # at the last epoch nothing is left to stop
