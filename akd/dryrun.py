@@ -18,7 +18,7 @@ from akd.errors import many
 from akd.fit import fit
 from akd.places import everything, share
 from akd.prepare import Prepared
-from akd.scheduler import rungs
+from akd.rungs import rungs
 from akd.sharing import sharing
 from akd.teacher import LiveTeacher
 from akd.teacher.keep import as_experiment, build, find

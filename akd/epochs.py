@@ -5,6 +5,7 @@ Nothing is read from the device before an epoch's end.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Mapping
@@ -30,9 +31,18 @@ def learning_rate(train: TrainConfig, epoch: int, progress: float) -> float:
     """
     if train.schedule == "cosine":
         return train.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    if train.schedule == "restarts":
+        return train.lr * 0.5 * (1 + math.cos(math.pi * _of_cycle(train, epoch, progress)))
     if train.schedule == "step":
         return train.lr * train.decay_factor ** sum(epoch > e for e in train.decay_epochs)
     return train.lr
+
+
+def _of_cycle(train: TrainConfig, epoch: int, progress: float) -> float:
+    """How much of the cycle that ``epoch`` lies in is done, 0..1: cycles end with the epochs of ``train.restarts``."""
+    ends = [0, *(e for e in train.restarts if e < train.epochs), train.epochs]
+    low, high = next((low, high) for low, high in itertools.pairwise(ends) if epoch <= high)
+    return max(0.0, (progress * train.epochs - low) / (high - low))
 
 
 def train_epoch(state: TrainState, loader: DeviceLoader, stepper: Stepper, epoch: int) -> dict[str, float]:

@@ -10,17 +10,9 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from akd import folder as run_folder
 from akd.config import Experiment
+from akd.rungs import rungs
 
 METRIC, TIME = "val_accuracy", "epoch"
-
-
-def rungs(epochs: int, grace: int | None, eta: int) -> list[int]:
-    """Epoch counts at which ASHA decides: grace * eta^k, up to ``epochs``; default grace max(1, epochs // 9)."""
-    first = min(grace or max(1, epochs // 9), epochs)
-    found = [first]
-    while found[-1] * eta <= epochs:
-        found.append(found[-1] * eta)
-    return found
 
 
 class _LiveTrials:

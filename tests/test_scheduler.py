@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from akd.config import resolve
-from akd.scheduler import StudyASHA, make_scheduler, rungs
+from akd.rungs import rungs
+from akd.scheduler import StudyASHA, make_scheduler
 
 STOP, CONTINUE = TrialScheduler.STOP, TrialScheduler.CONTINUE
 

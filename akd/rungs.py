@@ -1,0 +1,21 @@
+"""Rungs: the epochs at which a scheduler may stop a trial, and where a learning rate that knows of them starts again."""
+
+from __future__ import annotations
+
+
+def rungs(epochs: int, grace: int | None, eta: int) -> list[int]:
+    """Epoch counts at which ASHA decides: grace * eta^k, up to ``epochs``; default grace max(1, epochs // 9)."""
+    first = min(grace or max(1, epochs // 9), epochs)
+    found = [first]
+    while found[-1] * eta <= epochs:
+        found.append(found[-1] * eta)
+    return found
+
+
+def restarts(epochs: int, grace: int | None, eta: int) -> list[int]:
+    """The rungs after which the learning rate starts again: all but the last, behind which too little follows.
+
+    Of 60 epochs with rungs at 6, 18 and 54 the last cycle goes from 18 to 60: one of six epochs alone at its end would
+    cost the student more than the decision at 54, in the low end of the cycle anyway, could gain.
+    """
+    return rungs(epochs, grace, eta)[:-1]
