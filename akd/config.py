@@ -65,7 +65,7 @@ class TrainConfig:
         low=0,
         below=1,
         word="auto",
-        help="decay of averaged weights, which are then the scored ones; auto: of the last tenth of all steps; 0 is off",
+        help="decay of averaged weights, which are then the scored ones; auto: a tenth of all steps behind; 0 is off",
     )
     grad_clip: float | None = setting(None, above=0, help="largest norm of the whole gradient")
     precision: str = setting("auto", choices=["auto", "float32", "bfloat16", "float64"], help="auto: bfloat16 on GPU")

@@ -1,4 +1,4 @@
-"""Rungs: the epochs at which a scheduler may stop a trial, and where a learning rate that knows of them starts again."""
+"""Rungs: the epochs at which a scheduler may stop a trial, and after which a learning rate may start again."""
 
 from __future__ import annotations
 

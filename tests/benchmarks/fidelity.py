@@ -264,7 +264,8 @@ def _ends(own: np.ndarray, reference: np.ndarray) -> str:
         return 100 * float(np.sort(ends[chosen])[-quarter:].mean() - np.sort(before[chosen])[-quarter:].mean())
 
     gain, low, high = interval(best, len(ends))
-    return f"{100 * ends.mean():5.2f}, {100 * np.sort(ends)[-quarter:].mean():5.2f} ({gain:+.2f}: {low:+.2f} to {high:+.2f})"
+    top = 100 * np.sort(ends)[-quarter:].mean()
+    return f"{100 * ends.mean():5.2f}, {top:5.2f} ({gain:+.2f}: {low:+.2f} to {high:+.2f})"
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -14,11 +14,11 @@ What counts is not the accuracy a search measured, which luck adds to, but the *
 names. In the simulation (``tests/simulated.py``) that is known. On digits it is the mean accuracy of five fresh seeds
 on images the search never saw. The target is the mean true value of what the random arms name at their end. For each
 seed: the compute, in epochs, that the search needs until what it names first is as good as the target, and how many
-times less that is than the 64 full runs. The median over the seeds has a 95 % interval from 10,000 resamplings of them. A seed
-that does not get there with as much compute as the random arm has is counted as 1 or less, and said to be.
+times less that is than the 64 full runs. The median over the seeds has a 95 % interval from 10,000 resamplings of
+them. A seed that does not get there with as much compute as the random arm has is counted as 1, and said to be.
 
-On digits random arms are drawn without replacement from a pool of configurations that are trained once. Everything
-that is trained is kept in ``--output``, so that the command goes on where it was stopped.
+On digits (``digits_objective.py``) a random arm is drawn without replacement from a pool of ``--pool`` configurations
+that are trained once. Everything that is trained is kept in ``--output``: the command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import argparse
 import heapq
 import itertools
 import json
+import random
 import statistics
 import sys
 import tempfile
@@ -40,10 +41,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import simulated
+import yaml
+from digits_objective import Digits
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from akd import folder as run_folder
 from akd.config import Experiment
 from akd.folder import Run
 from akd.scheduler import METRIC, TIME, make_scheduler
@@ -119,7 +121,12 @@ class _Busy:
 
 
 def searched(objective: Objective, experiment: Experiment, folder: Path, concurrent: int) -> Iterator[Named]:
-    """Run a search in simulated time; what it names whenever a trial has ended."""
+    """Run a search in simulated time; what it names whenever a trial has ended.
+
+    Args:
+        folder: of the study.
+        concurrent: trials at a time.
+    """
     seed, epochs = experiment.train.seed, experiment.train.epochs
     folder.mkdir(parents=True, exist_ok=True)
     searcher = StudySearcher(experiment, parse(experiment), open_study(folder / "optuna.log", "s"), folder, {})
@@ -218,6 +225,13 @@ def random_arm(objective: Objective, seed: int, concurrent: int) -> Named:
         return list(searched(objective, experiment, Path(folder), concurrent))[-1]
 
 
+def drawn_arm(pool: Sequence[tuple[dict[str, Any], list[float]]], seed: int) -> Named:
+    """What random search names whose full runs are drawn from a pool of them."""
+    mine = random.Random(seed).sample(range(len(pool)), FULL)
+    best = max(mine, key=lambda k: pool[k][1][-1])
+    return Named(float(sum(len(pool[k][1]) for k in mine)), FULL, pool[best][0])
+
+
 def compare(
     objective: Objective,
     seeds: Sequence[int],
@@ -243,9 +257,9 @@ def compare(
             reached.append(reach(objective, moments, target, budget, whole))
         spent = reached[-1].spent
         ratios.append(budget / spent if spent else 1.0)
-        told = (
-            f"{spent:.0f} epochs ({reached[-1].ended} trials), {ratios[-1]:.1f} times less" if spent else "not reached"
-        )
+        told = "not reached"
+        if spent:
+            told = f"{spent:.0f} epochs ({reached[-1].ended} trials), {ratios[-1]:.1f} times less"
         yield f"  seed {seed}: {told}; named at last {reached[-1].last:.2f} %"
     censored = sum(r.spent is None for r in reached)
     note = f"; {censored} of {len(ratios)} seeds not reached, counted as 1" if censored else ""
@@ -257,28 +271,29 @@ def main(arguments: Sequence[str]) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--simulation", action="store_true")
+    what.add_argument("--simulation", action="store_true", help="of tests/simulated.py")
+    what.add_argument("--digits", action="store_true", help="of real training")
     add = parser.add_argument
     add("--seeds", type=int, default=10)
     add("--first-seed", type=int, default=0)
-    add("--epochs", type=int, default=18)
+    add("--epochs", type=int, help="default 18 in the simulation, 9 on digits")
     add("--concurrent", type=int, default=4)
     add("--trials", type=int, default=200, help="of the search arm, at most")
     add("--whole", action="store_true", help="go on to the random arm's compute when the target is reached")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a key of the search section, for the search arm",
-    )
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="of the search section, for the search arm")
+    add("--pool", type=int, default=96, help="configurations the random arms on digits are drawn from")
+    add("--output", type=Path, default=Path("search_quality"), help="what is trained on digits is kept there")
     args = parser.parse_args(arguments)
-    settings = {k: json.loads(v) if v[:1].isdigit() else v for k, _, v in (s.partition("=") for s in args.set)}
+    settings = {k: yaml.safe_load(v) for k, _, v in (s.partition("=") for s in args.set)}
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    lines = compare(
-        Simulation(args.epochs), seeds, settings, concurrent=args.concurrent, trials=args.trials, whole=args.whole
-    )
-    for line in lines:
+    objective: Objective = Simulation(args.epochs or 18)
+    randoms = None
+    if args.digits:
+        objective = digits = Digits(args.output.absolute(), args.epochs or 9)
+        pool = digits.pool(args.pool)
+        randoms = [drawn_arm(pool, seed) for seed in seeds]
+    how: dict[str, Any] = {"concurrent": args.concurrent, "trials": args.trials, "whole": args.whole}
+    for line in compare(objective, seeds, settings, randoms=randoms, **how):
         print(line, flush=True)
 
 
