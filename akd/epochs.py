@@ -56,8 +56,10 @@ def train_epoch(state: TrainState, loader: DeviceLoader, stepper: Stepper, epoch
     state.method.train()
     lr = train.lr
     for images, batch in loader.epoch(epoch):
-        lr = learning_rate(train, epoch, ((epoch - 1) * loader.steps + batch.step) / (train.epochs * loader.steps))
+        step = (epoch - 1) * loader.steps + batch.step
+        lr = learning_rate(train, epoch, step / (train.epochs * loader.steps))
         state.set_lr(lr)
+        state.settle_statistics(step)
         for part in stepper.gradients(images, batch):
             assert part.logits is not None
             _watch(means, state.method, part, "train/loss")

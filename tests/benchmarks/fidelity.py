@@ -10,10 +10,11 @@ it is to foretell is the mean of the accuracies at the last epoch of the *other*
 count as knowledge. Every run plays the search's trial in turn, and correlations (Spearman) are means over them, with a
 95 % interval from 1,000 resamplings of the configurations. A run that diverges counts as 0 from there on.
 
-Scored weights: ``weights`` are those of the step, ``ema auto`` the averaged ones (of the last tenth of all steps; the
-others for comparison). Averages change no step, so that all are taken of the same run. Full training is that of the
-same schedule and the same scored weights; ``final`` is its accuracy, mean over all configurations and over the best
-quarter of them, which is what a search hands over.
+Scored weights: ``weights`` are those of the step, ``ema auto`` the averaged ones (a tenth of all steps behind; the
+others for comparison). With ``*`` batch normalisation's running statistics are those of torch, which for some twenty
+steps hold what they started from. None of this changes a step, so that all are taken of the same run. Full training
+is that of the same schedule and the same scored weights; ``final`` is its accuracy, mean over all configurations and
+over the best quarter of them, which is what a search hands over.
 
 A run that is finished is kept in ``--output`` and never made again. One thread a process; the teacher is asked once
 and its outputs are kept.
@@ -57,7 +58,9 @@ from akd.teacher.keep import load_teacher, obtain
 SCHEDULES = ("cosine", "restarts")
 #: Name -> how much of the run so far averaged weights lie behind, as one part in so many.
 AVERAGES = {"ema 1/5": 5, "ema auto": 10, "ema 1/20": 20}
-SCORES = ("weights", *AVERAGES)
+#: Of these also what they score with running statistics that hold what they started from.
+LAGGING = ("weights", "ema auto")
+SCORES = ("weights", *AVERAGES, *(f"{name}*" for name in LAGGING))
 SPACE = {
     "train.lr": {"type": "float", "low": 0.005, "high": 0.5, "log": True},
     "train.weight_decay": {"type": "float", "low": 1e-5, "high": 1e-2, "log": True},
@@ -107,6 +110,17 @@ class Averages:
                 kept.copy_(current)
 
 
+def lagging(model: nn.Module, steps: int) -> nn.Module:
+    """A copy with the running statistics it would have with what they started from in them."""
+    found = copy.deepcopy(model)
+    for module in found.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            left = 0.9**steps  # torch's momentum of 0.1
+            module.running_mean.mul_(1 - left)  # of 0
+            module.running_var.mul_(1 - left).add_(left)  # of 1
+    return found
+
+
 def curves(experiment: Experiment, data: TrainData, source: CachedTeacher, at: Sequence[int]) -> dict[str, list[float]]:
     """Validation accuracy (0..1) of all scored weights of one run after the epochs ``at``; 0 once it diverged."""
     found: dict[str, list[float]] = {name: [] for name in SCORES}
@@ -117,11 +131,17 @@ def curves(experiment: Experiment, data: TrainData, source: CachedTeacher, at: S
         real(state)
         averages.update(state.student)
 
+    def score(model: nn.Module) -> float:
+        return evaluate(model, loader.plain(data.val))["accuracy"]
+
     def report(record: EpochRecord) -> None:
-        if record.epoch in at:
-            found["weights"].append(record.metrics["val/accuracy"])
-            for name, model in averages.models.items():
-                found[name].append(evaluate(model, loader.plain(data.val))["accuracy"])
+        if record.epoch not in at:
+            return
+        models = {"weights": record.state.student, **averages.models}
+        for name, model in models.items():
+            found[name].append(score(model))
+        for name in LAGGING:
+            found[f"{name}*"].append(score(lagging(models[name], record.epoch * loader.steps)))
 
     TrainState.update_average = update  # type: ignore[method-assign]
     try:
