@@ -55,7 +55,7 @@ class TrainConfig:
         (),
         low=1,
         when=("schedule", "restarts"),
-        help="lr is high again after these epochs; default the rungs but the last",
+        help="lr is high again after these epochs; default the rungs of the first half",
     )
     decay_epochs: tuple[int, ...] = setting((), low=1, when=("schedule", "step"), help="lr falls after these epochs")
     decay_factor: float = setting(0.1, above=0, below=1, when=("schedule", "step"))

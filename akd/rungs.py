@@ -13,9 +13,10 @@ def rungs(epochs: int, grace: int | None, eta: int) -> list[int]:
 
 
 def restarts(epochs: int, grace: int | None, eta: int) -> list[int]:
-    """The rungs after which the learning rate starts again: all but the last, behind which too little follows.
+    """The rungs after which the learning rate starts again: those of the first half.
 
-    Of 60 epochs with rungs at 6, 18 and 54 the last cycle goes from 18 to 60: one of six epochs alone at its end would
-    cost the student more than the decision at 54, in the low end of the cycle anyway, could gain.
+    The last cycle is as long as all before it together, at least. Of 60 epochs with rungs at 6, 18 and 54 it goes from
+    18 to 60: one of six epochs alone at its end would cost the student more than the decision at 54, which lies in the
+    low end of the cycle anyway, could gain.
     """
-    return rungs(epochs, grace, eta)[:-1]
+    return [rung for rung in rungs(epochs, grace, eta) if 2 * rung <= epochs]

@@ -91,6 +91,8 @@ class TestForms:
             ({"train": {"epochs": 60}}, (6, 18)),  # rungs 6, 18, 54: too little follows the last
             ({"train": {"epochs": 18}}, (2, 6)),
             ({"train": {"epochs": 18}, "search": {"grace": 4}}, (4,)),
+            ({"train": {"epochs": 18}, "search": {"eta": 4}}, (2, 8)),
+            ({"train": {"epochs": 10}, "search": {"eta": 2, "grace": 3}}, (3,)),  # not 6
             ({"train": {"epochs": 8}, "search": {"eta": 2, "grace": 1}}, (1, 2, 4)),
             ({"train": {"epochs": 1}}, ()),
             ({"train": {"epochs": 18}, "search": {"scheduler": "none"}}, ()),  # no rungs: one cycle

@@ -99,7 +99,7 @@ def test_command_keeps_what_it_trained(
     printed = capsys.readouterr().out.splitlines()
     first, header, *rows, last = printed[-2 - 2 * len(fidelity.SCORES) - 1 :]
     assert first == "digits, 3 configurations, 2 seeds, 3 epochs; rungs [1]"
-    assert re.fullmatch(r"schedule +scored +rung 1 +seeds, 3 +final, best quarter", header)
+    assert re.fullmatch(r"schedule +scored +rung 1 +mean of rungs +seeds, 3 +final, best quarter", header)
     assert [tuple(re.split(r"\s{2,}|(?<=cosine) |(?<=restarts) ", row)[:2]) for row in rows] == [
         (schedule, name) for schedule in fidelity.SCHEDULES for name in fidelity.SCORES
     ]
