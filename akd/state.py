@@ -20,9 +20,6 @@ class TrainState:
     def __init__(self, train: TrainConfig, student: nn.Module, method: Method, device: torch.device):
         self.train_config, self.student, self.method = train, student, method
         self.average = copy.deepcopy(student).requires_grad_(False) if train.ema else None
-        # Not where compiled code would be made anew for every momentum.
-        norms = () if train.compile == "on" else student.modules()
-        self._norms = [(m, m.momentum) for m in norms if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum]
         self.updates = 0
         self.epoch = self.head_epoch = 0
         self.history: list[dict[str, float]] = []
@@ -47,19 +44,6 @@ class TrainState:
         """The student's learning rate of the next step; the method's parameters have theirs in proportion."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
-
-    def settle_statistics(self, step: int) -> None:
-        """Keep what running statistics start from, means of 0 and variances of 1, out of them.
-
-        As the bias correction of Adam. Without it they say little of the network for some twenty steps, which on small
-        data reach beyond the first rung (``tests/benchmarks/fidelity.py``).
-
-        Args:
-            step: of the run, counted from 0.
-        """
-        for module, momentum in self._norms:
-            left = (1 - momentum) ** (step + 1)
-            module.momentum = momentum / (1 - left) if left > 1e-4 else momentum
 
     def step(self) -> None:
         """One step of the optimizer down the gradients; they are gone afterwards."""

@@ -124,18 +124,28 @@ class Averages:
         for name, model in self.models.items():
             decay = (1 + self._updates) / (AVERAGES[name] + self._updates)
             torch._foreach_lerp_([*model.parameters()], [*student.parameters()], 1 - decay)
+        self.copy_statistics(student)
+
+    def copy_statistics(self, student: nn.Module) -> None:
+        """They are the student's own, and corrected once after its last step of the first epoch."""
+        for model in self.models.values():
             for kept, current in zip(model.buffers(), student.buffers(), strict=True):
                 kept.copy_(current)
 
 
-def lagging(model: nn.Module, steps: int) -> nn.Module:
-    """A copy with the running statistics it would have with what they started from in them."""
-    found = copy.deepcopy(model)
-    for module in found.modules():
+def lagging(model: nn.Module, first: nn.Module, steps: int, epoch: int) -> nn.Module:
+    """A copy with the running statistics it would have if what they started from had not been taken out.
+
+    Args:
+        first: the network after its first epoch, of ``steps`` steps.
+        epoch: that ``model`` has ended.
+    """
+    found, ends = copy.deepcopy(model), dict(first.named_modules())
+    left = 0.9 ** (steps * epoch)  # torch's momentum of 0.1
+    for name, module in found.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            left = 0.9**steps  # torch's momentum of 0.1
-            module.running_mean.mul_(1 - left)  # of 0
-            module.running_var.mul_(1 - left).add_(left)  # of 1
+            module.running_mean.add_(left * (0 - ends[name].running_mean))
+            module.running_var.add_(left * (1 - ends[name].running_var))
     return found
 
 
@@ -152,14 +162,19 @@ def curves(experiment: Experiment, data: TrainData, source: CachedTeacher, at: S
     def score(model: nn.Module) -> float:
         return evaluate(model, loader.plain(data.val))["accuracy"]
 
+    first: list[nn.Module] = []
+
     def report(record: EpochRecord) -> None:
+        if record.epoch == 1:
+            first.append(copy.deepcopy(record.state.student))
         if record.epoch not in at:
             return
         models = {"weights": record.state.student, **averages.models}
+        averages.copy_statistics(record.state.student)
         for name, model in models.items():
             found[name].append(score(model))
         for name in LAGGING:
-            found[f"{name}*"].append(score(lagging(models[name], record.epoch * loader.steps)))
+            found[f"{name}*"].append(score(lagging(models[name], first[0], loader.steps, record.epoch)))
 
     TrainState.update_average = update  # type: ignore[method-assign]
     try:
