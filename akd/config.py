@@ -105,6 +105,10 @@ class CacheConfig:
         return byte_count(self.budget)
 
 
+#: Of a teacher, which no rung stops: its defaults that are others than a student's.
+_TAUGHT_BY: dict[str, Any] = {"schedule": "cosine", "ema": 0.0}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """The network that is distilled; trained by akd and kept for the next search when no weights are given."""
@@ -114,7 +118,7 @@ class TeacherConfig:
     mean: tuple[float, ...] = setting((), help="normalisation the weights were trained with; default the data set's")
     std: tuple[float, ...] = setting((), above=0, help="goes with mean, in units of the 0..1 range")
     taps: tuple[str, ...] = setting((), help="modules whose outputs are the maps; default found by themselves")
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(**_TAUGHT_BY))
     cache: CacheConfig = field(default_factory=CacheConfig)
 
 
@@ -310,7 +314,7 @@ def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: 
     teacher = _mapping(tree.get("teacher", {}), "teacher", origins)
     teacher_train = build(
         TrainConfig,
-        _mapping(teacher.pop("train", {}), "teacher.train", origins),
+        _TAUGHT_BY | _mapping(teacher.pop("train", {}), "teacher.train", origins),
         prefix="teacher.train",
         origins=origins,
         strict=strict,
@@ -328,7 +332,7 @@ def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: 
 
 def _with_restarts(train: TrainConfig, search: SearchConfig) -> TrainConfig:
     """A schedule with restarts knows the rungs of its search; where nothing is stopped early it has one cycle."""
-    if train.schedule != "restarts" or train.restarts or search.scheduler != "asha":
+    if train.schedule != "restarts" or train.restarts or search.scheduler == "none":
         return train
     return dataclasses.replace(train, restarts=tuple(restarts(train.epochs, search.grace, search.eta)))
 

@@ -110,6 +110,18 @@ class TestForms:
         assert drawn.train == made.train
         assert made.with_values({"train.schedule": "cosine"}).train.schedule == "cosine"
 
+    def test_what_an_older_study_spelled_out_stays(self) -> None:
+        tree = resolve({"train": {"schedule": "cosine", "ema": 0.0, "epochs": 18}}).to_dict()
+        for train in (tree["train"], tree["teacher"]["train"]):
+            del train["restarts"]  # which it did not know
+        again = resolve(tree)
+        assert (again.train.schedule, again.train.restarts, again.train.ema) == ("cosine", (), 0.0)
+        assert (again.teacher.train.schedule, again.teacher.train.restarts, again.teacher.train.ema) == (
+            "cosine",
+            (),
+            0.0,
+        )
+
     def test_a_teacher_has_no_rungs(self) -> None:
         made = resolve({"teacher": {"train": {"schedule": "restarts", "epochs": 20}}})
         assert made.teacher.train.restarts == ()
