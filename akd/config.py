@@ -25,6 +25,7 @@ from akd.errors import ExperimentError, near
 from akd.methods import MethodConfig, hosts, views
 from akd.models.registry import networks
 from akd.registry import Registry
+from akd.rungs import restarts
 from akd.settings import Origins, build, byte_count, check_value, setting
 
 
@@ -45,12 +46,26 @@ class TrainConfig:
     momentum: float = setting(0.9, low=0, below=1)
     nesterov: bool = setting(False, help="Nesterov momentum")
     weight_decay: float = setting(5e-4, low=0)
-    schedule: str = setting("cosine", choices=["cosine", "step", "constant"], help="cosine per step, step per epoch")
+    schedule: str = setting(
+        "cosine",
+        choices=["cosine", "restarts", "step", "constant"],
+        help="cosine per step, of the whole run or (restarts) up to each rung; step per epoch",
+    )
+    restarts: tuple[int, ...] = setting(
+        (),
+        low=1,
+        when=("schedule", "restarts"),
+        help="lr is high again after these epochs; default the rungs of the first half",
+    )
     decay_epochs: tuple[int, ...] = setting((), low=1, when=("schedule", "step"), help="lr falls after these epochs")
     decay_factor: float = setting(0.1, above=0, below=1, when=("schedule", "step"))
     label_smoothing: float = setting(0.0, low=0, below=1)
-    ema: float = setting(
-        0.0, low=0, below=1, help="decay of averaged weights, which are then the scored ones; 0 is off"
+    ema: float | str = setting(
+        0.0,
+        low=0,
+        below=1,
+        word="auto",
+        help="decay of averaged weights, which are then the scored ones; auto: a tenth of all steps behind; 0 is off",
     )
     grad_clip: float | None = setting(None, above=0, help="largest norm of the whole gradient")
     precision: str = setting("auto", choices=["auto", "float32", "bfloat16", "float64"], help="auto: bfloat16 on GPU")
@@ -90,6 +105,10 @@ class CacheConfig:
         return byte_count(self.budget)
 
 
+#: Of a teacher, which no rung stops: its defaults that are others than a student's.
+_TAUGHT_BY: dict[str, Any] = {"schedule": "cosine", "ema": 0.0}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """The network that is distilled; trained by akd and kept for the next search when no weights are given."""
@@ -99,7 +118,7 @@ class TeacherConfig:
     mean: tuple[float, ...] = setting((), help="normalisation the weights were trained with; default the data set's")
     std: tuple[float, ...] = setting((), above=0, help="goes with mean, in units of the 0..1 range")
     taps: tuple[str, ...] = setting((), help="modules whose outputs are the maps; default found by themselves")
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(**_TAUGHT_BY))
     cache: CacheConfig = field(default_factory=CacheConfig)
 
 
@@ -313,7 +332,7 @@ def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: 
     teacher = _mapping(tree.get("teacher", {}), "teacher", origins)
     teacher_train = build(
         TrainConfig,
-        _mapping(teacher.pop("train", {}), "teacher.train", origins),
+        _TAUGHT_BY | _mapping(teacher.pop("train", {}), "teacher.train", origins),
         prefix="teacher.train",
         origins=origins,
         strict=strict,
@@ -324,11 +343,19 @@ def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: 
         _mapping(tree.get("method", {"host": {"name": "kd"}}), "method", origins), origins, strict
     )
     space = _mapping(tree.get("space", {}) or {}, "space", origins)
+    parts["train"] = _with_restarts(parts["train"], parts["search"])
     _check_names(parts, origins)
     if parts["search"].cost is not None and parts["search"].price is None:
         problem = "needs the price of a device-hour: search.price, or --price X"
         raise ExperimentError(problem, key="search.cost", value=parts["search"].cost, where=origins.of("search.cost"))
     return Experiment(**parts, space=space, origins=origins)
+
+
+def _with_restarts(train: TrainConfig, search: SearchConfig) -> TrainConfig:
+    """A schedule with restarts knows the rungs of its search; where nothing is stopped early it has one cycle."""
+    if train.schedule != "restarts" or train.restarts or search.scheduler == "none":
+        return train
+    return dataclasses.replace(train, restarts=tuple(restarts(train.epochs, search.grace, search.eta)))
 
 
 def _cache(given: Any, origins: Origins, strict: bool) -> CacheConfig:
@@ -464,6 +491,15 @@ def _check_names(parts: Mapping[str, Any], origins: Origins) -> None:
                 "a step schedule needs decay_epochs, for example [150, 180, 210]",
                 key=f"{key}.decay_epochs",
                 where=origins.of(f"{key}.schedule"),
+            )
+        if train.schedule == "restarts" and train.restarts != tuple(
+            sorted({e for e in train.restarts if e < train.epochs})
+        ):
+            raise ExperimentError(
+                f"must be epochs below {key}.epochs ({train.epochs}), each after the one before it",
+                key=f"{key}.restarts",
+                value=list(train.restarts),
+                where=origins.of(f"{key}.restarts"),
             )
         if train.nesterov and not train.momentum:
             raise ExperimentError(

@@ -5,6 +5,7 @@ Nothing is read from the device before an epoch's end.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from akd.data.loader import DeviceLoader
 from akd.errors import DivergedError
 from akd.methods import Method
 from akd.metrics import Mean, step_accuracy
+from akd.models.norm import Statistics
 from akd.state import TrainState
 from akd.step import Part, Stepper
 
@@ -30,9 +32,18 @@ def learning_rate(train: TrainConfig, epoch: int, progress: float) -> float:
     """
     if train.schedule == "cosine":
         return train.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    if train.schedule == "restarts":
+        return train.lr * 0.5 * (1 + math.cos(math.pi * _of_cycle(train, epoch, progress)))
     if train.schedule == "step":
         return train.lr * train.decay_factor ** sum(epoch > e for e in train.decay_epochs)
     return train.lr
+
+
+def _of_cycle(train: TrainConfig, epoch: int, progress: float) -> float:
+    """How much of the cycle that ``epoch`` lies in is done, 0..1: cycles end with the epochs of ``train.restarts``."""
+    ends = [0, *(e for e in train.restarts if e < train.epochs), train.epochs]
+    low, high = next((low, high) for low, high in itertools.pairwise(ends) if epoch <= high)
+    return max(0.0, (progress * train.epochs - low) / (high - low))
 
 
 def train_epoch(state: TrainState, loader: DeviceLoader, stepper: Stepper, epoch: int) -> dict[str, float]:
@@ -44,9 +55,11 @@ def train_epoch(state: TrainState, loader: DeviceLoader, stepper: Stepper, epoch
     train, means, began, before = state.train_config, Mean(), time.perf_counter(), _teacher_count(stepper)
     state.student.train()
     state.method.train()
+    started = Statistics(state.student) if epoch == 1 else None
     lr = train.lr
     for images, batch in loader.epoch(epoch):
-        lr = learning_rate(train, epoch, ((epoch - 1) * loader.steps + batch.step) / (train.epochs * loader.steps))
+        step = (epoch - 1) * loader.steps + batch.step
+        lr = learning_rate(train, epoch, step / (train.epochs * loader.steps))
         state.set_lr(lr)
         for part in stepper.gradients(images, batch):
             assert part.logits is not None
@@ -54,6 +67,8 @@ def train_epoch(state: TrainState, loader: DeviceLoader, stepper: Stepper, epoch
             means.add("train/accuracy", step_accuracy(part.logits, part.batch), part.batch.images)
         state.step()
         state.update_average()
+    if started is not None:
+        started.take_out(state.student, state.average)
     metrics = means.read(stepper.world)
     check_finite(metrics, epoch)
     metrics |= _teacher_images(stepper, before, loader.device)

@@ -1,8 +1,11 @@
-"""The epochs at which a scheduler decides, and how many trials they let through to the end. Pure numbers: no Ray."""
+"""Rungs: the epochs at which a scheduler decides, and after which a learning rate may start again. No Ray here."""
 
 from __future__ import annotations
 
-from akd.config import SearchConfig
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from akd.config import SearchConfig
 
 
 def rungs(epochs: int, grace: int | None, eta: int) -> list[int]:
@@ -12,6 +15,16 @@ def rungs(epochs: int, grace: int | None, eta: int) -> list[int]:
     while found[-1] * eta <= epochs:
         found.append(found[-1] * eta)
     return found
+
+
+def restarts(epochs: int, grace: int | None, eta: int) -> list[int]:
+    """The rungs after which the learning rate starts again: those of the first half.
+
+    The last cycle is as long as all before it together, at least. Of 60 epochs with rungs at 6, 18 and 54 it goes from
+    18 to 60: one of six epochs alone at its end would cost the student more than the decision at 54, which lies in the
+    low end of the cycle anyway, could gain.
+    """
+    return [rung for rung in rungs(epochs, grace, eta) if 2 * rung <= epochs]
 
 
 def stages(search: SearchConfig, epochs: int) -> list[int]:

@@ -80,7 +80,9 @@ class StudyFIFO(_StudyTrials, FIFOScheduler):
 class StudyASHA(_StudyTrials, ASHAScheduler):
     """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934) on validation accuracy by epoch.
 
-    Ray's own forgets everything when a run is started afresh, and would prune controls.
+    Ray's own forgets everything when a run is started afresh, and would prune controls. It also lets the first trials
+    of a rung pass, who were compared with nobody: here what a trial had at its last rung is compared again at every
+    epoch that follows, with all who have come there since.
     """
 
     def __init__(self, epochs: int, grace: int | None, eta: int):
@@ -104,6 +106,21 @@ class StudyASHA(_StudyTrials, ASHAScheduler):
         # A trial handed out again reports its last epoch once more: that one is decided now, those before were.
         entries = run_folder.history(Path(trial.config["folder"]))
         self.remember(trial.trial_id, entries[:-1])
+
+    def decide(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Ray's own rule, and what was let pass once more as it stands by now."""
+        action = super().decide(tune_controller, trial, result)
+        if action == TrialScheduler.CONTINUE and TIME in result and self._fell_behind(trial.trial_id, result[TIME]):
+            return TrialScheduler.STOP
+        return action
+
+    def _fell_behind(self, key: str, epoch: int) -> bool:
+        """True between two rungs if what the run had at the one before is no longer among the best of it."""
+        bracket = self._brackets[0]
+        milestone, recorded = next(((m, r) for m, r in bracket._rungs if m <= epoch), (epoch, {}))
+        if milestone == epoch or key not in recorded or epoch + 1 >= self._max_t:  # decided just now, or at its end
+            return False
+        return bool(recorded[key] < bracket.cutoff(recorded))
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         if trial.config["kind"] != "trial":

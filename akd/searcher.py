@@ -303,6 +303,11 @@ class StudySearcher(Searcher):
         self.study.tell(live.run.number, values=values, state=state)
 
 
+def rank_key(epochs: int, accuracy: float, number: int | None) -> tuple[float, ...]:
+    """What a study's trials are ordered by, best first: how far they came, then validation accuracy, then age."""
+    return (-epochs, -accuracy, number or 0)
+
+
 def ranking(folder: Path) -> list[tuple[Run, float, int]]:
     """A study's trials, best first: (run, validation accuracy, epochs run).
 
@@ -314,4 +319,4 @@ def ranking(folder: Path) -> list[tuple[Run, float, int]]:
         entries = run_folder.history(path.parent)
         if run is not None and run.state in (COMPLETE, PRUNED) and entries:
             found.append((run, entries[-1].get("val/accuracy", float("-inf")), int(entries[-1]["epoch"])))
-    return sorted(found, key=lambda item: (-item[2], -item[1], item[0].number or 0))
+    return sorted(found, key=lambda item: rank_key(item[2], item[1], item[0].number))

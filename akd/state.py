@@ -63,7 +63,11 @@ class TrainState:
         if self.average is None:
             return
         self.updates += 1
-        decay = min(self.train_config.ema, (1 + self.updates) / (10 + self.updates))
+        # Weights are on average a tenth of all steps so far behind: the same part of a run at each rung, however many
+        # steps an epoch has. A fixed decay forgets as much until it is reached.
+        decay, ema = (1 + self.updates) / (10 + self.updates), self.train_config.ema
+        if ema != "auto":
+            decay = min(float(ema), decay)
         # All at once: on a GPU a launch costs more than most of these tensors.
         torch._foreach_lerp_([*self.average.parameters()], [*self.student.parameters()], 1 - decay)
         for kept, current in zip(self.average.buffers(), self.student.buffers(), strict=True):

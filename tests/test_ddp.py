@@ -75,7 +75,7 @@ def furthest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "none": ("none", {"ema": 0.9}),
-    "kd-clip": ("kd", {"grad_clip": 1.0}),
+    "kd-clip": ("kd", {"grad_clip": 1.0, "schedule": "restarts", "ema": "auto"}),
     "angular": (ANGULAR, {}),
     "picked": ({"host": "kd", "augment": {"name": "cutmix_pick", "pool": 3}}, {}),
     "second-view-relational": ({"host": "dist", "augment": "randaugment"}, {}),

@@ -27,6 +27,7 @@ from akd.fit import EpochRecord, FitResult, HeadRecord, fit, metrics_equal
 from akd.methods import Shapes, create_method
 from akd.metrics import evaluate
 from akd.models import Output, seeded_model
+from akd.rungs import restarts
 from akd.state import TrainState
 from akd.teacher import LiveTeacher
 from akd.world import ALONE
@@ -79,6 +80,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ema": {"ema": 0.95},
     "nesterov-smoothing-clip": {"nesterov": True, "label_smoothing": 0.1, "grad_clip": 1.0},
     "step-ema": {"schedule": "step", "decay_epochs": [1, 2], "ema": 0.9},
+    "restarts-ema": {"schedule": "restarts", "ema": "auto"},  # cycles of one epoch and of two: cut in the middle too
     "float64": {"precision": "float64"},
     "bfloat16": {"precision": "bfloat16"},
 }
@@ -131,14 +133,17 @@ class TestRepetition:
             {"weight_decay": 0.0},
             {"grad_clip": 0.1},
             {"schedule": "constant"},
+            {"schedule": "restarts", "epochs": 2, "restarts": [1]},
             {"batch_size": 32},
             {"lr": 0.2},
             {"ema": 0.9},
+            {"ema": "auto"},
         ],
-        ids=lambda setting: next(iter(setting)),
+        ids=lambda setting: "-".join(map(str, next(iter(setting.items())))),
     )
     def test_every_setting_reaches_the_weights(self, data: TrainData, setting: dict[str, Any]) -> None:
-        assert not same_weights(run(data, epochs=1), run(data, epochs=1, **setting))
+        epochs = setting.get("epochs", 1)
+        assert not same_weights(run(data, epochs=epochs), run(data, **{"epochs": 1} | setting))
 
     def test_data_seed_is_no_part_of_the_loop(self, data: TrainData) -> None:
         other = resolve({"method": "none", "data": {"split_seed": 5}, "train": {"epochs": 1, "lr": 0.1}})
@@ -340,6 +345,11 @@ class TestGolden:
                 for p, v in zip(net.parameters(), velocity, strict=True):
                     v.mul_(0.9).add_(p.grad + 5e-4 * p)
                     p.sub_(lr * v)
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):  # what the statistics started from is not in them
+                left = 0.9**steps
+                module.running_mean /= 1 - left
+                module.running_var.sub_(left).div_(1 - left)
         got: list[dict[str, torch.Tensor]] = []
 
         def keep(record: EpochRecord) -> None:
@@ -457,6 +467,44 @@ class TestSchedule:
         train = TrainConfig(lr=1.0, schedule="step", decay_epochs=(2, 4), decay_factor=0.5)
         assert [learning_rate(train, e, 0.0) for e in range(1, 7)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
 
+    def test_restarts_fall_to_zero_at_every_rung(self) -> None:
+        train = TrainConfig(lr=0.4, schedule="restarts", restarts=(2, 6), epochs=18)
+        for first, last in ((1, 2), (3, 6), (7, 18)):
+            length = last - first + 1
+
+            def rate(epoch: int, done: float) -> float:
+                return learning_rate(train, epoch, (epoch - 1 + done) / 18)
+
+            assert rate(first, 0.0) == pytest.approx(0.4)
+            middle = first + length // 2
+            assert rate(middle, 0.0) == pytest.approx(0.2)
+            assert rate(last, 1 - 1e-6) == pytest.approx(0.0, abs=1e-9)
+            rates = [rate(e, k / 5) for e in range(first, last + 1) for k in range(5)]
+            assert rates == sorted(rates, reverse=True)
+
+    @pytest.mark.parametrize("epochs", [1, 7, 60, 299])
+    @pytest.mark.parametrize("steps", [1, 3, 703])
+    def test_no_step_of_a_restart_is_above_the_highest_rate(self, epochs: int, steps: int) -> None:
+        """Rounding of the progress at a cycle's first step must not lead out of the cosine."""
+        ends = tuple(restarts(epochs, None, 3))
+        train = TrainConfig(lr=0.1, schedule="restarts", restarts=ends, epochs=epochs)
+        for epoch in range(1, epochs + 1):
+            first = learning_rate(train, epoch, ((epoch - 1) * steps) / (epochs * steps))
+            assert 0 < first <= 0.1
+            assert (first == pytest.approx(0.1, rel=1e-9)) == (epoch - 1 in (0, *ends))
+
+    def test_without_restarts_it_is_the_cosine(self) -> None:
+        for progress in (0.0, 0.3, 0.5, 0.99):
+            epoch = 1 + int(progress * 10)
+            one, other = (TrainConfig(epochs=10, schedule=schedule) for schedule in ("cosine", "restarts"))
+            assert learning_rate(one, epoch, progress) == pytest.approx(learning_rate(other, epoch, progress))
+
+    def test_the_loop_restarts_where_the_search_has_rungs(self, data: TrainData) -> None:
+        steps = len(data.train) // 64
+        got = [h["lr"] for h in run(data, schedule="restarts").history]  # rungs 1 and 3
+        last = [(steps - 1) / steps, (steps - 1) / (2 * steps), (2 * steps - 1) / (2 * steps)]
+        assert got == pytest.approx([0.1 * 0.5 * (1 + math.cos(math.pi * p)) for p in last])
+
     def test_constant(self) -> None:
         assert learning_rate(TrainConfig(lr=0.3, schedule="constant"), 50, 0.9) == 0.3
 
@@ -489,8 +537,9 @@ class TestAveragedWeights:
         a, b = run(data, ema=0.9), run(data)
         assert [h["train/loss"] for h in a.history] == [h["train/loss"] for h in b.history]
 
-    def test_against_a_literal_average(self, data: TrainData) -> None:
-        config = experiment(ema=0.9)
+    @pytest.mark.parametrize(("ema", "most"), [(0.9, 0.9), ("auto", 1.0)])
+    def test_against_a_literal_average(self, ema: Any, most: float, data: TrainData) -> None:
+        config = experiment(ema=ema)
         state = TrainState(
             config.train, nn.BatchNorm1d(1), create_method(config.method, Shapes(10)), torch.device("cpu")
         )
@@ -500,10 +549,12 @@ class TestAveragedWeights:
                 state.student.weight.fill_(float(t))
                 state.student.num_batches_tracked.fill_(t)
             state.update_average()
-            decay = min(0.9, (1 + t) / (10 + t))
+            decay = min(most, (1 + t) / (10 + t))
             want = decay * want + (1 - decay) * t
             assert float(state.average.weight) == pytest.approx(want, rel=1e-5)
             assert int(state.average.num_batches_tracked) == t
+            if ema == "auto" and t > 50:  # a tenth of all steps behind, however many those are
+                assert (t - want) / t == pytest.approx(0.1, abs=0.02)
         assert state.average.weight is not state.student.weight
         assert not state.average.weight.requires_grad
 

@@ -318,6 +318,30 @@ class TestFacts:
     def test_a_correlation_in_words(self, pairs: list[tuple[float, float]], words: str) -> None:
         assert words in Correlation("k", "w", len(pairs), *facts._spearman(pairs)).verdict()
 
+    def test_how_rungs_ranked_the_finished_trials(self, plain: Path) -> None:
+        found = gather(plain)
+        (at_three,) = found.fidelity  # rungs 3 and 9: nothing is foretold at the last epoch
+        finished = [t for t in found.trials if t.state == COMPLETE]
+        assert at_three.trials == len(finished) > 5
+        pairs = [(dict(t.curve)[3], t.accuracy) for t in finished]
+        assert at_three.value == pytest.approx(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
+        figure = figures.curves(found)
+        assert figure is not None
+        assert (
+            f"Rank correlation of rungs with the last epoch: epoch 3 {at_three.figure()}. Of stopped" in figure.caption
+        )
+
+    def test_rungs_of_few_finished_trials_and_of_none(self, going: Path, tmp_path: Path) -> None:
+        (few,) = gather(going).fidelity
+        assert few.figure() == f"{few.trials} finished trials, too few to tell"
+        assert "+" not in few.verdict()
+        unstopped = made_study.KD | {"search": {"trials": 8, "champion_seeds": 3, "scheduler": "none"}}
+        found = gather(made_study.make(tmp_path / "u", unstopped))
+        assert found.fidelity == []
+        figure = figures.curves(found)
+        assert figure is not None
+        assert "Rank correlation" not in figure.caption
+
     def test_reading_changes_nothing(self, going: Path) -> None:
         before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in going.rglob("*")}
         gather(going)

@@ -49,19 +49,27 @@ class TestRungs:
 
 
 class Literal:
-    """Li et al. 2020, algorithm 2, as Ray counts: stop what is below the best 1/eta of those before it on its rung."""
+    """Li et al. 2020, algorithm 2, as Ray counts: stop what is below the best 1/eta of those before it on its rung.
+
+    What was let pass is looked at again after every later epoch, as it stands then among all of that rung.
+    """
 
     def __init__(self, epochs: int, eta: int):
-        self.eta = eta
-        self.recorded: dict[int, list[float]] = {r: [] for r in rungs(epochs, None, eta)}
+        self.epochs, self.eta = epochs, eta
+        self.recorded: dict[int, dict[str, float]] = {r: {} for r in rungs(epochs, None, eta)}
 
-    def report(self, epoch: int, value: float) -> str:
-        if epoch not in self.recorded:
+    def cutoff(self, rung: int) -> float:
+        return float(np.percentile(list(self.recorded[rung].values()), 100 * (1 - 1 / self.eta)))
+
+    def report(self, name: str, epoch: int, value: float) -> str:
+        if epoch in self.recorded:
+            action = STOP if self.recorded[epoch] and value < self.cutoff(epoch) else CONTINUE
+            self.recorded[epoch][name] = value
+            return action
+        passed = [r for r in self.recorded if r < epoch]
+        if not passed or epoch == self.epochs:
             return CONTINUE
-        before = self.recorded[epoch]
-        action = STOP if before and value < np.percentile(before, 100 * (1 - 1 / self.eta)) else CONTINUE
-        before.append(value)
-        return action
+        return STOP if self.recorded[max(passed)][name] < self.cutoff(max(passed)) else CONTINUE
 
 
 class LiteralMedian:
@@ -72,7 +80,7 @@ class LiteralMedian:
         self.others: dict[int, list[list[float]]] = {r: [] for r in self.rungs}
         self.curve: list[float] = []
 
-    def report(self, epoch: int, value: float) -> str:
+    def report(self, name: str, epoch: int, value: float) -> str:
         self.curve = [*self.curve, value] if epoch > 1 else [value]
         if epoch not in self.rungs:
             return CONTINUE
@@ -213,13 +221,30 @@ def test_decisions_equal_a_literal_replay(rule: type, seed: int, epochs: int, et
     for i, curve in enumerate(curves(seed, 20, epochs)):
         wanted = []
         for epoch, value in enumerate(curve, 1):
-            wanted.append(literal.report(epoch, value))
+            wanted.append(literal.report(f"{i:05d}", epoch, value))
             if wanted[-1] == STOP:
                 break
         stopped += wanted[-1] == STOP
         assert whole.run(f"{i:05d}", curve) == wanted
         assert cut.run(f"{i:05d}", curve, cut_after=1 + (i + seed) % epochs) == wanted
     assert 0 < stopped < 20
+
+
+def test_what_passed_by_being_early_is_stopped_when_better_ones_have_come(tmp_path: Path) -> None:
+    sessions = Sessions(tmp_path, 9)  # rungs 1, 3, 9
+    early = sessions.trial("00000")
+    assert sessions.report(early, 1, 0.2) == CONTINUE  # nobody to compare it with
+    for k in range(3):
+        assert sessions.report(sessions.trial(f"0000{k + 1}"), 1, 0.5 + 0.1 * k) == CONTINUE
+    assert sessions.report(early, 2, 0.9) == STOP  # by what it had at the rung
+    best = sessions.trial("00009")
+    assert [sessions.report(best, epoch, 0.9) for epoch in (1, 2, 3)] == [CONTINUE] * 3
+    for k in range(3):
+        other = sessions.trial(f"0001{k}")
+        assert [sessions.report(other, epoch, 0.95) for epoch in (1, 2, 3)] == [CONTINUE] * 3
+    # The rung that counts is the last one passed; at the next one that one decides; the last epoch is let end.
+    assert sessions.report(best, 4, 0.99) == STOP
+    assert sessions.report(best, 9, 0.99) == CONTINUE
 
 
 def test_a_trial_that_reached_the_last_epoch_leaves_by_itself(tmp_path: Path) -> None:

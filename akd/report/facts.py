@@ -88,7 +88,7 @@ class Final:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Rank correlation of a measure of views with validation accuracy over finished trials."""
+    """Rank correlation of a measure (of views, or the accuracy at a rung) with the last accuracy of finished trials."""
 
     key: str
     words: str
@@ -97,12 +97,18 @@ class Correlation:
     low: float | None
     high: float | None
 
-    def verdict(self) -> str:
-        """What it says."""
+    def figure(self) -> str:
+        """``+0.61 (95 % interval +0.20 to +0.84, 14 finished trials)``."""
         if self.value is None or self.low is None or self.high is None:
             few = self.trials < CORRELATION_LEAST
             return f"{many(self.trials, 'finished trial')}, {'too few' if few else 'all the same: nothing'} to tell"
-        told = f"{self.value:+.2f} (95 % interval {self.low:+.2f} to {self.high:+.2f}, {self.trials} finished trials)"
+        return f"{self.value:+.2f} (95 % interval {self.low:+.2f} to {self.high:+.2f}, {self.trials} finished trials)"
+
+    def verdict(self) -> str:
+        """What it says of views."""
+        told = self.figure()
+        if self.value is None or self.low is None or self.high is None:
+            return told
         if self.low <= 0 <= self.high:
             return f"{told}: no clear relation to accuracy"
         return f"{told}: {'higher' if self.value > 0 else 'lower'} goes with more accurate students"
@@ -118,6 +124,7 @@ class Facts:
         best: number of the best trial so far; ``None`` without any.
         importance: parameter -> share, the largest first; empty if trials are too few.
         importance_note: from what it was computed, or why not.
+        fidelity: rungs before the last epoch, the first one first: how they ranked the trials that were finished.
         view_curves: measure -> (epoch, value) of the best trial; head epochs end at epoch 0.
     """
 
@@ -148,6 +155,7 @@ class Facts:
     importance_note: str
     view_curves: dict[str, list[tuple[int, float]]]
     correlations: list[Correlation]
+    fidelity: list[Correlation]
     cost: dict[str, float]
     reproduce: dict[str, str]
 
@@ -175,6 +183,7 @@ def gather(study: Path) -> Facts:
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise AkdError(f"the study in {study} cannot be read: {reason(error)}") from None
     axes = _axes(parse(experiment).searched)
+    stops = [] if experiment.search.scheduler == "none" else _rungs(experiment)
     search, best = experiment.search, ranked[0][0].number if ranked else None
     importance, note = _importance(told, [run.number for run, _, _ in ranked])
     return Facts(
@@ -190,7 +199,7 @@ def gather(study: Path) -> Facts:
         question=_question(experiment, axes),
         answer=_answer(experiment, own, result, trials, best),
         epochs=experiment.train.epochs,
-        rungs=[] if search.scheduler == "none" else rungs(experiment.train.epochs, search.grace, search.eta),
+        rungs=stops,
         sampler=search.sampler,
         scheduler=search.scheduler,
         asked=search.trials,
@@ -205,6 +214,7 @@ def gather(study: Path) -> Facts:
         importance_note=note,
         view_curves=_view_curves(study, best),
         correlations=_correlations(trials),
+        fidelity=_fidelity(trials, [r for r in stops if r < experiment.train.epochs]),
         cost=_cost(study, result, trials, experiment.train.epochs),
         reproduce=_reproduce(study, own),
     )
@@ -345,6 +355,21 @@ def _correlations(trials: Sequence[Trial]) -> list[Correlation]:
         pairs = [(t.views[key], t.accuracy) for t in finished if key in t.views and t.accuracy is not None]
         if pairs:
             found.append(Correlation(key, words, len(pairs), *_spearman(pairs)))
+    return found
+
+
+def _rungs(experiment: Experiment) -> list[int]:
+    return rungs(experiment.train.epochs, experiment.search.grace, experiment.search.eta)
+
+
+def _fidelity(trials: Sequence[Trial], stops: Sequence[int]) -> list[Correlation]:
+    """How the accuracies at rungs rank those who were finished: among all trials, who differ more, it is not known."""
+    finished = [(dict(t.curve), t.accuracy) for t in trials if t.state == COMPLETE and t.accuracy is not None]
+    found = []
+    for stop in stops:
+        pairs = [(curve[stop], last) for curve, last in finished if stop in curve]
+        if pairs:
+            found.append(Correlation(f"rung {stop}", f"accuracy at epoch {stop}", len(pairs), *_spearman(pairs)))
     return found
 
 

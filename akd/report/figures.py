@@ -97,9 +97,18 @@ def curves(facts: Facts) -> Figure | None:
             rungs=rungs,
             keys=keys,
         ),
-        f"At a rung the scheduler ({facts.scheduler}) stops what is behind.{cut}{more}"
+        f"At a rung the scheduler ({facts.scheduler}) stops what is behind.{_fidelity(facts)}{cut}{more}"
         if rungs
         else f"No trial is stopped early.{cut}{more}",
+    )
+
+
+def _fidelity(facts: Facts) -> str:
+    if not facts.fidelity:
+        return ""
+    told = "; ".join(f"epoch {c.key.removeprefix('rung ')} {c.figure()}" for c in facts.fidelity)
+    return (
+        f" Rank correlation of rungs with the last epoch: {told}. Of stopped trials, who differ more, it is not known."
     )
 
 

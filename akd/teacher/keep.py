@@ -91,7 +91,7 @@ def teacher_hash(experiment: Experiment, data: TrainData) -> str:
     own = as_experiment(experiment).to_dict()
     # What says nothing is left out, so that teachers kept before there were such settings are found: an empty list of
     # taps, a factor of 1. Threads and compilation change a sum's rounding, not what the teacher is.
-    silent = {"threads": own["train"]["threads"], "compile": own["train"]["compile"], "epoch_factor": 1}
+    silent = {"threads": own["train"]["threads"], "compile": own["train"]["compile"], "epoch_factor": 1, "restarts": []}
     parts = {
         "model": {k: v for k, v in own["student"].items() if v},
         "train": {k: v for k, v in own["train"].items() if (k, v) not in silent.items()},
