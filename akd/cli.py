@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from akd import __version__, evaluate_verb
+from akd import __version__, evaluate_verb, export_verb
 from akd.errors import AkdError, ExperimentError, Interrupted, near
 from akd.flags import FLAGS as _FLAGS
 from akd.flags import RUN_FLAGS as _RUN_FLAGS
@@ -103,6 +103,14 @@ def _parser() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     )
     evaluate_verb.add_arguments(evaluate)
 
+    exporting = verbs.add_parser(
+        "export",
+        help="take a student away: weights, torch.export, ONNX, model card",
+        allow_abbrev=False,
+        description=export_verb.DESCRIPTION,
+    )
+    export_verb.add_arguments(exporting)
+
     reporting = verbs.add_parser(
         "report",
         help="a study as a page or a table; check its records",
@@ -176,7 +184,7 @@ def _given(args: argparse.Namespace, plain: Sequence[str]) -> None:
     for flag in flags_given:
         if flags_given.count(flag) > 1 and flag not in repeated:
             raise ExperimentError("is given twice", key=flag)
-    positional = {"data": "name", "ui": "study", "report": "study"}.get(args.verb, "space")
+    positional = {"data": "name", "ui": "study", "report": "study", "export": "student"}.get(args.verb, "space")
     for name, value in vars(args).items():
         if isinstance(value, str) and not value.strip() and name != positional:
             flags = {key: flag for flag, (key, _, _) in _FLAGS.items()}
@@ -443,6 +451,8 @@ def _run(arguments: Sequence[str]) -> None:
         _list(args.what, args.name)
     elif args.verb == "evaluate":
         evaluate_verb.run(args)
+    elif args.verb == "export":
+        export_verb.run(args)
     elif args.verb == "report":
         report.run(args)
     elif args.verb == "data":
