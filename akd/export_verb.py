@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     done = export.export(origin, target, formats, timed=args.time)
     show(console, done)
     if left_out:
-        console.print(left_out, soft_wrap=True)
+        console.print(left_out, soft_wrap=True, markup=False)
     if done.failed:
         raise AkdError("; ".join(done.failed))
     if left_out and args.format:
@@ -64,6 +64,7 @@ def show(console: Console, done: Exported) -> None:
         f"{config['model']}: {found.parameters:,} parameters, {found.operations / 2e6:,.1f} million multiply-adds an "
         f"image{accuracy}",
         soft_wrap=True,
+        markup=False,
     )
     if found.parity:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -73,7 +74,7 @@ def show(console: Console, done: Exported) -> None:
             same = f"{p.agreeing} of {p.batch}"
             last = "" if p.good else "too far"
             table.add_row(p.program, str(p.batch), f"{p.difference:.1e}", f"{p.tolerance:.0e}", same, last)
-        console.print(f"\nlogits against the student in torch, on {found.images}", soft_wrap=True)
+        console.print(f"\nlogits against the student in torch, on {found.images}", soft_wrap=True, markup=False)
         console.print(table)
     if found.times:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -83,10 +84,12 @@ def show(console: Console, done: Exported) -> None:
             table.add_column(f"{n} image{'s' * (n > 1)}", justify="right")
         for name in dict.fromkeys(name for name, _ in found.times):
             table.add_row(name, *(f"{1000 * found.times[name, n]:.2f}" for n in batches))
-        console.print(f"\nmedian time of a forward pass on {found.hardware}", soft_wrap=True)
+        console.print(f"\nmedian time of a forward pass on {found.hardware}", soft_wrap=True, markup=False)
         console.print(table)
     console.print()
     for name in done.files:
         console.print(
-            f"{shown_path(done.folder / name)}  ({(done.folder / name).stat().st_size:,} bytes)", soft_wrap=True
+            f"{shown_path(done.folder / name)}  ({(done.folder / name).stat().st_size:,} bytes)",
+            soft_wrap=True,
+            markup=False,
         )
