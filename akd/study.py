@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from akd import cluster, notices, spaces, started
+from akd import card, cluster, notices, spaces, started
 from akd import config as configuration
 from akd import folder as run_folder
 from akd.addresses import check_tracking
@@ -450,6 +450,7 @@ class _Study:
             mirror=self.mirror,
         )
         result.write(self.folder)
+        self._card(handed)
         self.mirror.up_all(handed)
         self._record_end(result)
         return self._conclude(result)
@@ -490,6 +491,13 @@ class _Study:
             formats.write(self.folder)
         except Exception as error:  # whatever stands in the way: a full disk, a fault in a chart
             self.display.say(f"the report could not be made: {reason(error)}", "yellow")
+
+    def _card(self, handed: Path) -> None:
+        """Write the champion's model card; a search is not lost because it cannot be made."""
+        try:
+            card.write(handed)
+        except Exception as error:  # as for the report
+            self.display.say(f"the model card could not be made: {reason(error)}", "yellow")
 
     def _record_end(self, result: StudyResult) -> None:
         figures = {

@@ -20,7 +20,9 @@ from akd import cli
 from akd import folder as run_folder
 from akd.data import DataConfig, load, split
 from akd.metrics import evaluate
+from akd.result import StudyResult
 from akd.searcher import open_study
+from akd.summary import verdict
 from akd.teacher.keep import load_student
 
 pytestmark = pytest.mark.ray
@@ -117,6 +119,20 @@ def test_champion_on_disk_has_the_accuracy_that_was_told(study: Path) -> None:
     images = (data.test_images.float() / 255 - mean) / std
     scores = evaluate(student, [(images, data.test_labels)])
     assert scores["accuracy"] == pytest.approx(result["champion"]["test"]["accuracy"]["1"], abs=1e-9)
+
+
+def test_the_champion_has_a_card_and_can_be_taken_away(study: Path, tmp_path: Path) -> None:
+    result = StudyResult.read(study)
+    assert result is not None
+    card = (study / "champion" / "README.md").read_text(encoding="utf-8")
+    assert verdict(result) in card
+    assert "(seed 1, the first, not the best)" in card
+    assert cli.main(["export", str(study), "--to", str(tmp_path / "out"), "--format", "safetensors,torch"]) == 0
+    # On the test images themselves: what the program's card measured is what the final run was told.
+    accuracy = result.champion["test"]["accuracy"]["1"]
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"on 360 test images: top-1 {100 * accuracy:.2f} %" in card
+    assert verdict(result) in card
 
 
 def test_trial_student_on_disk_has_its_validation_accuracy(study: Path) -> None:
