@@ -10,12 +10,14 @@ import torch
 from rich.console import Console
 from rich.syntax import Syntax
 
+from akd import architectures, objectives
 from akd.cluster import machine
 from akd.config import Experiment
 from akd.data import TrainData
 from akd.data.policies import create_policy
 from akd.errors import many
 from akd.fit import fit
+from akd.objectives import directions
 from akd.places import everything, share
 from akd.prepare import Prepared
 from akd.scheduler import rungs
@@ -88,9 +90,10 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
 
     experiment, search = ready.experiment, ready.experiment.search
     console.print(Syntax(experiment.to_yaml().rstrip(), "yaml", background_color="default"))
+    _costs(architectures.clocked(ready), console)
     console.print("\nthe first three configurations:")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize")
+    study = optuna.create_study(directions=directions(search.objectives))
     for number in range(min(3, search.trials)):
         study.sampler = make_sampler(experiment, number)
         values = ready.space(study.ask())
@@ -142,6 +145,17 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
     for line in shared.words():
         console.print(line, soft_wrap=True)
     console.print("nothing was started, nothing was written")
+
+
+def _costs(ready: Prepared, console: Console) -> None:
+    """What the search is asked for, and what each student costs; latencies as measured here."""
+    search = ready.experiment.search
+    console.print(f"\nobjectives: {', '.join(search.objectives)}")
+    bounded = search.constraints.given() if search.constraints else {}
+    for name, most in bounded.items():
+        console.print(f"at most: {objectives.COSTS[name].shown(most)} {objectives.COSTS[name].words}")
+    for line in architectures.words(ready, always=True):
+        console.print(line, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

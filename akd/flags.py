@@ -31,6 +31,12 @@ FLAGS = {
         "WHICH",
         "students MLflow keeps: all (each epoch), best (each run's last), champion, none",
     ),
+    "--objectives": (
+        "search.objectives",
+        "NAMES",
+        "accuracy, and costs to keep low beside it: accuracy,parameters (flops, latency_1, latency_64)",
+    ),
+    "--constraint": ("search.constraints", "COST=MOST", "what the student may cost at most: parameters=1M,latency_1=3"),
 }
 #: Flags of a single run and of a teacher: those that are not about a search.
 RUN_FLAGS = ["--data", "--data-dir", "--teacher", "--teacher-weights", "--student", "--method", "--epochs"]

@@ -86,6 +86,10 @@ class StudyResult:
         teacher_passes: images the teacher was run on (``made``, every view counted), further ones whose outputs were
             found in the cache (``saved``), ``bytes`` there, and under how many ``keys``.
         start_cost_s: median and largest pause between two trials of one worker process.
+        front: of a search with several objectives, the finished trials that no other one beats in all of them, the
+            most accurate first: number, student, values (objective -> value). The first of them is the winner.
+        costs: student -> cost -> figure, of all that could be trained.
+        left_out: student -> the constraint it breaks; none of these was trained.
     """
 
     study: str
@@ -105,6 +109,9 @@ class StudyResult:
     device_hours: float
     teacher_passes: dict[str, int]
     start_cost_s: dict[str, float] = field(default_factory=dict)
+    front: list[dict[str, Any]] = field(default_factory=list)
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def note(self) -> str:
         """The outcome in three lines of Markdown, for the tracker."""
@@ -117,8 +124,10 @@ class StudyResult:
         values = ", ".join(
             f"`{k}` {v:.4g}" if isinstance(v, float) else f"`{k}` {v}" for k, v in best["parameters"].items()
         )
+        also = f" It is the most accurate of {len(self.front)} on the front." if self.front else ""
         return (
-            f"Winner: trial {best['number']} ({values}), validation {100 * best['validation_accuracy']:.2f} %.\n\n"
+            f"Winner: trial {best['number']} ({values}), "
+            f"validation {100 * best['validation_accuracy']:.2f} %.{also}\n\n"
             f"Test accuracy {100 * test['mean']:.2f} % over {seeds} seed{'s' * (seeds != 1)}: {gains}. "
             "The student is an artifact of the run `champion seed ...`, and registered under the alias `champion`."
         )

@@ -133,7 +133,7 @@ ready = prepare(e)
 session = Session(e.search, None, Mirror(None, Path()))
 session.nodes = cluster.nodes()
 session.resources = share(e.search, session.nodes)
-resources = session.measured(e, None)
+resources = session.measured([e], None)
 searcher = StudySearcher(ready.experiment, ready.space, open_study(folder / "optuna.log", "s"), folder, {})
 most = [0]
 def on_epoch(path, epoch, accuracy):
@@ -173,6 +173,6 @@ def test_the_largest_batch_is_rehearsed_and_the_share_used(monkeypatch: pytest.M
     session.nodes = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 4.0}]
     session.resources = share(session.search, session.nodes)
     assert session.resources.concurrent == 2
-    found = session.measured(resolve({"method": "none"}), None)
+    found = session.measured([resolve({"method": "none"})], None)
     assert found == session.resources == Resources(2, 0.3333, 6)
     assert asked == [{"num_gpus": 1, "num_cpus": 1, "max_calls": 1, "max_retries": 0}]
