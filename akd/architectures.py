@@ -151,7 +151,7 @@ def _nothing_left(
     if fixed:
         problem = f"{told}, and is not among the choices of space.{KEY}, which could leave it out"
     else:
-        problem = told if len(broken) == 1 else f"every student of the space costs more; the smallest, {told}"
+        problem = told if len(broken) == 1 else f"it leaves no student of the space; the smallest, {told}"
     key = f"search.constraints.{cost}"
     return ExperimentError(problem, key=key, value=COSTS[cost].shown(bounded[cost]), where=experiment.origins.of(key))
 

@@ -170,7 +170,9 @@ def check(search: SearchConfig, origins: Origins) -> None:
 
 def told(figures: Mapping[str, float]) -> list[str]:
     """Costs in words: ``77.8 k parameters``, ``1.53 M FLOPs of an image``, ``0.42 ms for one image``."""
-    return [f"{COSTS[c].shown(v)} {COSTS[c].words.removeprefix('ms ')}" for c, v in figures.items() if c in COSTS]
+    return [
+        f"{COSTS[c].shown(v)} {COSTS[c].words.removeprefix('ms ')}" for c in COSTS if (v := figures.get(c)) is not None
+    ]
 
 
 def timed(search: SearchConfig) -> list[str]:

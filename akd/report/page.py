@@ -8,7 +8,7 @@ from html import escape
 
 from akd.errors import many
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING
-from akd.report import figures
+from akd.report import figures, fronts
 from akd.report.charts import STYLE
 from akd.report.facts import VIEW_WORDS, Facts, Trial
 from akd.report.figures import Figure
@@ -61,6 +61,7 @@ def build(facts: Facts) -> str:
         f"<h2>Question</h2><p>{escape(facts.question)}</p>",
         f'<h2>Answer</h2><div class="answer">{"".join(f"<p>{escape(s)}</p>" for s in facts.answer)}</div>',
         *_result(facts),
+        *_front(facts),
         *_search(facts),
         *_parameters(facts),
         *_views(facts),
@@ -132,6 +133,25 @@ def _result(facts: Facts) -> list[str]:
     head, rows = final_rows(facts)
     table = _table(head, [[(cell, k in (1, 2, 4, 5)) for k, cell in enumerate(row)] for row in rows], best=0)
     return ["<h2>Winner and controls</h2>", _grid(figures.results(facts)), table]
+
+
+def _front(facts: Facts) -> list[str]:
+    """The trials that stand on the front, and what the students of the space cost."""
+    found: list[str] = []
+    if facts.front:
+        head, rows = fronts.front_rows(facts)
+        told = (
+            "<p>The finished trials that no other one beats in every objective. The student handed over is that of the "
+            "most accurate one; another may be the better bargain.</p>"
+        )
+        table = _table(head, [[(cell, k > 1) for k, cell in enumerate(row)] for row in rows], best=0)
+        found = ["<h2>Front</h2>", told, _grid(fronts.figures(facts)), table]
+    if len(facts.students) > 1 or facts.bounds:
+        head, rows = fronts.student_rows(facts)
+        last = len(head) - 1
+        table = _table(head, [[(cell, 0 < k < last) for k, cell in enumerate(row)] for row in rows])
+        found += ["<h2>Students</h2>", table]
+    return found
 
 
 def _search(facts: Facts) -> list[str]:
