@@ -5,7 +5,8 @@
   multiply-add counts as two. Normalisation, activations and pooling are not counted.
 * ``latency_1``, ``latency_64``: milliseconds of a forward pass of 1 and of 64 images; the network as
   :func:`akd.load_student` gives it (eval mode, float32), on the threads of a trial. The median of repeated passes after
-  some that are not counted: other programs only ever make a pass slower, and a mean would count each of them.
+  some that are not counted: other programs only ever make a pass slower, and a mean would count each of them. The
+  students take turns, several times, so that a busy moment of the machine falls on all of them.
 
 The first two are a pure function of architecture and data. A latency is measured once for each architecture of a study
 and kept in its folder, as ``costs.json``: trials of the same architecture, and a search that goes on, see the same
@@ -40,10 +41,12 @@ from akd.models.layout import channels_last
 from akd.objectives import COSTS
 
 _FILE = "costs.json"
-#: Passes before the clock counts, and what ends its counting: so many passes, but no fewer than the least.
-_WARM, _LEAST, _MOST = 3, 11, 101
-#: Seconds of warming up at least, and of counted passes at most (beyond the least number of passes).
-_WARM_S, _TIMED_S = 0.1, 0.5
+#: Turns of each student.
+_TURNS = 5
+#: Of each turn: passes before the clock counts, the least and the most that it counts.
+_WARM, _LEAST, _MOST = 2, 3, 31
+#: Of each turn: seconds of warming up at least, and of counted passes at most (beyond the least number of passes).
+_WARM_S, _TIMED_S = 0.05, 0.1
 
 Table = dict[str, dict[str, float]]
 
@@ -87,25 +90,25 @@ def count(network: nn.Module, image: torch.Tensor) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def latency(network: nn.Module, images: torch.Tensor, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Median milliseconds of a forward pass of ``images`` [B, C, H, W], which lie on the network's device."""
+def passes(network: nn.Module, images: torch.Tensor, clock: Callable[[], float] = time.perf_counter) -> list[float]:
+    """Seconds of some forward passes of ``images`` [B, C, H, W], which lie on the network's device: one turn."""
 
     def wait() -> None:
         if images.device.type == "cuda":
             torch.cuda.synchronize(images.device)
 
-    began, passes = clock(), 0
-    while passes < _WARM or clock() - began < _WARM_S:
+    began, warm = clock(), 0
+    while warm < _WARM or clock() - began < _WARM_S:
         network(images)
         wait()
-        passes += 1
+        warm += 1
     seconds: list[float] = []
     while len(seconds) < _LEAST or (len(seconds) < _MOST and sum(seconds) < _TIMED_S):
         at = clock()
         network(images)
         wait()
         seconds.append(clock() - at)
-    return 1000 * statistics.median(seconds)
+    return seconds
 
 
 def counted(students: Mapping[str, Experiment], made_for: Input) -> Table:
@@ -120,7 +123,7 @@ def counted(students: Mapping[str, Experiment], made_for: Input) -> Table:
 def clocked(
     students: Mapping[str, Experiment], made_for: Input, wanted: Iterable[str], device: str | None = None
 ) -> Table:
-    """Latencies of each architecture, in this process.
+    """Latencies of each architecture in milliseconds, in this process.
 
     Args:
         students: see :func:`counted`; their ``train.threads`` are used.
@@ -128,13 +131,18 @@ def clocked(
         device: default the GPU, or the CPU where there is none.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    found: Table = {}
-    for name, experiment in students.items():
-        network = channels_last(made_for.network(experiment).to(device), made_for.images(1).to(device))
-        with _threads(experiment.train.threads):
-            found[name] = {
-                cost: latency(network, made_for.images(COSTS[cost].batch).to(device)) for cost in sorted(wanted)
-            }
+    one = made_for.images(1).to(device)
+    networks = {name: channels_last(made_for.network(e).to(device), one) for name, e in students.items()}
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for cost in sorted(wanted):
+        images = made_for.images(COSTS[cost].batch).to(device)
+        for _ in range(_TURNS):
+            for name, experiment in students.items():
+                with _threads(experiment.train.threads):
+                    seconds.setdefault((name, cost), []).extend(passes(networks[name], images))
+    found: Table = {name: {} for name in students}
+    for (name, cost), every in seconds.items():
+        found[name][cost] = 1000 * statistics.median(every)
     return found
 
 

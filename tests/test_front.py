@@ -194,7 +194,8 @@ def test_optunas_plot_of_the_journal(tmp_path: Path) -> None:
     drive(tmp_path / "s", experiment())
     figure = optuna.visualization.plot_pareto_front(open_study(tmp_path / "s" / "optuna.log", "s"))
     assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("accuracy", "parameters")
-    drawn = {(x, y) for part in figure.data if part.name == "Best Trial" for x, y in zip(part.x, part.y, strict=True)}
+    (best,) = [part for part in figure.data if part.hovertemplate == "%{text}<extra>Best Trial</extra>"]
+    drawn = set(zip(best.x, best.y, strict=True))
     assert drawn == {tuple(m["values"].values()) for m in front.members(tmp_path / "s")}
 
 

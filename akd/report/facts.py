@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from akd import config as configuration
 from akd import folder as run_folder
+from akd import objectives
 from akd.architectures import KEY, of_study, title
 from akd.config import Experiment
 from akd.errors import AkdError, many, reason
@@ -299,15 +300,14 @@ def _axes(searched: Sequence[Parameter]) -> list[Axis]:
 def _question(experiment: Experiment, axes: Sequence[Axis]) -> str:
     named = "; ".join(f"{a.name} ({a.words()})" for a in axes)
     search, student = experiment.search, title(experiment)
-    costs = [COSTS[name].words for name in search.objectives if name in COSTS]
-    also = f" that costs few {' and '.join(costs)}" if costs else ""
-    bounds = search.constraints.given() if search.constraints else {}
-    most = ", ".join(f"{COSTS[c].shown(v)} {COSTS[c].words.removeprefix('ms ')}" for c, v in bounds.items())
+    one = student == experiment.student.name
+    low = [COSTS[name].words for name in search.objectives if name in COSTS]
+    told = objectives.told(search.constraints.given()) if search.constraints else []
     return (
-        f"Which settings of {experiment.method.title} make the best student of "
-        f"{'one of ' * (student != experiment.student.name)}{'a ' * (student == experiment.student.name)}{student}, "
-        f"taught by a {experiment.teacher.name} on {experiment.data.name}{f', {also.strip()}' if also else ''}? "
-        f"Searched: {named}.{f' The student may cost at most {most}.' if most else ''}"
+        f"Which settings of {experiment.method.title} make the best student{' of a' if one else ', one of'} {student}, "
+        f"taught by a {experiment.teacher.name} on {experiment.data.name}? Searched: {named}."
+        + (f" Wanted beside a high accuracy: few {' and few '.join(low)}." if low else "")
+        + (f" Allowed at most: {', '.join(told)}." if told else "")
     )
 
 

@@ -49,10 +49,10 @@ def student_rows(facts: Facts) -> tuple[list[str], list[list[str]]]:
     for s in facts.students:
         ended = [t for t in facts.trials if t.student == s.name and t.state == COMPLETE]
         best = max((t.accuracy or 0.0 for t in ended), default=None)
-        why = "" if s.left_out is None else f"left out: {s.left_out}"
+        why = "" if s.left_out is None else f"left out: it costs {s.left_out}"
         figures = [_figure(name, s.costs.get(name)) for name in names]
         rows.append([s.name, *figures, str(s.trials), percent(best), why])
-    head = ["student", *[COSTS[name].words for name in names], "trials", "best accuracy (%)", ""]
+    head = ["student", *[COSTS[name].words for name in names], "trials", "best validation accuracy (%)", ""]
     return head, rows
 
 

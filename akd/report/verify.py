@@ -342,9 +342,12 @@ def _costs(books: _Books, objectives: Sequence[str]) -> Check:
 
 def _front(books: _Books, result: StudyResult) -> Check:
     """The front of the folders is that of ``result.json``, and its trials alone are tagged in MLflow."""
-    mine = [member["number"] for member in front.members(books.study)]
-    said = [member["number"] for member in result.front]
+    members = front.members(books.study)
+    mine, said = ([member["number"] for member in one] for one in (members, result.front))
     problems = [] if mine == said else [f"trials {said} in result.json, {mine} by their folders"]
+    if not problems:
+        pairs = zip(members, result.front, strict=True)
+        problems += [f"trial {a['number']} has other values in result.json" for a, b in pairs if a != b]
     if mine and result.best_trial["number"] != mine[0]:
         problems.append(f"its most accurate is trial {mine[0]}, the winner {result.best_trial['number']}")
     for number, folder in books.trials().items():
