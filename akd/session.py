@@ -98,7 +98,7 @@ class Session:
         found = [ray.get(task.remote(shown, experiment, network)) for experiment in experiments]
         if any(memory is None for memory in found):
             return self.resources
-        share = share_of(max(found), min(n.get("CPU", 0) / n["GPU"] for n in gpus))
+        share = share_of(max(found, key=lambda memory: memory.trial), min(n.get("CPU", 0) / n["GPU"] for n in gpus))
         self.resources = places.share(replace(self.search, gpus_per_trial=share), self.nodes)
         return self.resources
 
