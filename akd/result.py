@@ -113,6 +113,12 @@ class StudyResult:
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
+    def front_words(self) -> str:
+        """A sentence on the winner among the trials that no other one beats; nothing with one objective."""
+        if len(self.front) == 1:
+            return "It stands alone on the front: it beats every other finished trial."
+        return f"It is the most accurate of {len(self.front)} trials on the front." if self.front else ""
+
     def note(self) -> str:
         """The outcome in three lines of Markdown, for the tracker."""
         test, best = self.champion["test"], self.best_trial
@@ -124,7 +130,7 @@ class StudyResult:
         values = ", ".join(
             f"`{k}` {v:.4g}" if isinstance(v, float) else f"`{k}` {v}" for k, v in best["parameters"].items()
         )
-        also = f" It is the most accurate of {len(self.front)} on the front." if self.front else ""
+        also = f" {said}" if (said := self.front_words()) else ""
         return (
             f"Winner: trial {best['number']} ({values}), "
             f"validation {100 * best['validation_accuracy']:.2f} %.{also}\n\n"

@@ -512,7 +512,7 @@ class TestFront:
         assert lines[at] == "front of accuracy and parameters: 2 trials of 26 finished; the winner is the most accurate"
         assert lines[at + 1].endswith("175 k parameters  (resnet14, the winner)")
         assert lines[at + 2].endswith("77.8 k parameters  (resnet8)")
-        assert result.note().count("It is the most accurate of 2 on the front.") == 1
+        assert result.note().count("It is the most accurate of 2 trials on the front.") == 1
         many = replace(result, front=result.front * 5)
         assert "  and 2 more, see result.json" in closing_lines(many, "akd ui f")
 

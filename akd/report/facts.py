@@ -332,7 +332,7 @@ def _answer(
             "Nothing is known of test images before the final runs, which compare the winner with the controls.",
         )
     test = result.champion["test"]
-    on_front = f" It is the most accurate of {many(len(result.front), 'trial')} on the front." if result.front else ""
+    on_front = f" {said}" if (said := result.front_words()) else ""
     return (
         f"Trial {best} of {len(trials)} won: {titles} with {values}, and its final runs reach "
         f"{plus_minus(test)} on the test images ({many(len(test['accuracy']), 'seed')}).{on_front}",

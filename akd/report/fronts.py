@@ -79,7 +79,8 @@ def _figure_of(facts: Facts, name: str, every: list[Trial]) -> Figure:
         scale = Scale(*charts.around([low, high]))
     # With more objectives a member of the front may lie behind another one in this picture.
     steps = [(t.costs[name], 100 * (t.accuracy or 0)) for t in reversed(front)] if len(facts.objectives) == 2 else []
-    keys = [("disc", "finished"), ("triangle", "stopped early"), ("square", "on the front")]
+    keys = [("disc", "finished"), ("triangle", "stopped early")]
+    keys += [("square", "on the front")] if len(front) > 1 else []
     keys += [("diamond", "winner, on the front")] + ([("s0", "best for this cost")] if steps else [])
     svg = charts.scatter(
         f"front-{name}".replace("_", "-"),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from akd.architectures import KEY
 from akd.errors import many
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING
 from akd.report import figures, fronts
@@ -221,8 +222,15 @@ def _trial_row(trial: Trial, facts: Facts, rungs: Sequence[int]) -> list[tuple[s
         ("state", state),
         ("epochs", str(trial.epochs)),
         *[(f"at epoch {r}", percent(by_epoch.get(r))) for r in rungs],
-        *[(a.name, show_value(trial.parameters[a.key]) if a.key in trial.parameters else "") for a in facts.axes],
+        *[(a.name, _value(trial, a.key)) for a in facts.axes],
     ]
+
+
+def _value(trial: Trial, key: str) -> str:
+    """A searched value; a control has none, but a student it has."""
+    if key in trial.parameters:
+        return show_value(trial.parameters[key])
+    return trial.student if key == KEY and trial.number is None else ""
 
 
 def _all_trials(facts: Facts) -> str:
