@@ -94,13 +94,18 @@ def clocked(ready: Prepared, clock: Clock = costs.clocked) -> Prepared:
     Raises:
         ExperimentError: see :func:`limited`.
     """
-    wanted = objectives.timed(ready.experiment.search)
-    every = students(ready.space, ready.experiment)
-    missing = costs.lacking(ready.costs, every, wanted)
+    missing, every = untimed(ready), students(ready.space, ready.experiment)
     if not missing:
         return ready
+    wanted = objectives.timed(ready.experiment.search)
     found = clock({name: every[name] for name in missing}, costs.Input.of(ready.data), wanted)
     return limited(replace(ready, costs=costs.merged(ready.costs, found)))
+
+
+def untimed(ready: Prepared) -> list[str]:
+    """Students whose latencies are asked for and not known."""
+    wanted = objectives.timed(ready.experiment.search)
+    return costs.lacking(ready.costs, students(ready.space, ready.experiment), wanted)
 
 
 def limited(ready: Prepared) -> Prepared:

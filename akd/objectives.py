@@ -175,10 +175,14 @@ def told(figures: Mapping[str, float]) -> list[str]:
     ]
 
 
-def timed(search: SearchConfig) -> list[str]:
-    """The costs of an experiment that have to be measured with a clock."""
-    bounded = search.constraints.given() if search.constraints else {}
-    return [name for name, cost in COSTS.items() if cost.batch and (name in search.objectives or name in bounded)]
+def timed(search: SearchConfig, *, bounded: bool = False) -> list[str]:
+    """The costs of an experiment that have to be measured with a clock.
+
+    Args:
+        bounded: those with a constraint alone.
+    """
+    asked = {*(search.constraints.given() if search.constraints else {}), *(() if bounded else search.objectives)}
+    return [name for name, cost in COSTS.items() if cost.batch and name in asked]
 
 
 def broken(search: SearchConfig, figures: Mapping[str, float]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from akd import architectures, cluster, costs, front, notices, spaces, started
+from akd import architectures, cluster, costs, front, notices, objectives, spaces, started
 from akd import config as configuration
 from akd import folder as run_folder
 from akd.addresses import check_tracking
@@ -129,7 +129,8 @@ def check(
     except ExperimentError as error:
         raise error.at(None if tracking_uri else "MLFLOW_TRACKING_URI") from None
     ready = architectures.priced(ready)  # last: a forward pass of each student
-    if local and not cluster.machine()["GPU"]:
+    # What a constraint on latency leaves is known before anything is written, where trials run in this very place.
+    if local and not cluster.machine()["GPU"] and objectives.timed(full.search, bounded=True):
         ready = architectures.clocked(ready)
     return ready, folder, uri, mirror
 
@@ -287,6 +288,8 @@ class _Study:
 
     def _price(self, session: Session) -> None:
         """Have the latencies that are asked for measured, before anything else runs, and say what students cost."""
+        if unknown := architectures.untimed(self.ready):
+            self.display.say(f"measuring how long {many(len(unknown), 'student')} take{'s' * (len(unknown) == 1)}")
         self.ready = architectures.clocked(self.ready, session.clocked)
         self.sharing = sharing(self.ready)
         costs.keep(self.folder, self.ready.costs)

@@ -134,6 +134,12 @@ NAMES = {
     "constraint that leaves nothing": flags(
         "--constraint", "parameters=50k", says=["--constraint", "resnet8 costs 77,754 parameters, at most 50,000"]
     ),
+    "constraint of time that leaves nothing": flags(
+        "--constraint",
+        "latency_1=0.000001",
+        says=["--constraint", "resnet8 costs 0.", "ms for one image, at most 1e-06"],
+        library=False,  # it is measured again, and never the same
+    ),
     "constraint in a file": text(
         "search: {trials: 4,",
         "search: {constraints: {latency_1: -1}, trials: 4,",

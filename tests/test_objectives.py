@@ -95,6 +95,7 @@ class TestReading:
         search.objectives = ("accuracy",)
         objectives.check(search, Origins())
 
+    @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
     def test_optuna_refuses_the_same_samplers(self) -> None:
         """Those that are let through can suggest for two directions; those refused cannot."""
         made = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
@@ -141,6 +142,8 @@ class TestFigures:
             "latency_1",
             "latency_64",
         ]
+        both = search(objectives="accuracy,latency_64", constraints={"latency_1": 9, "flops": 9})
+        assert objectives.timed(both, bounded=True) == ["latency_1"]
         bounded = search(constraints={"parameters": 100, "latency_1": 2})
         assert objectives.broken(bounded, {"parameters": 100, "latency_1": 2}) == []  # at most
         assert objectives.broken(bounded, {"parameters": 101}) == ["101 parameters, at most 100 are allowed"]
