@@ -81,7 +81,7 @@ def tag(tracker: Tracker, study: Path, numbers: Sequence[int]) -> None:
     folders = {study / "trials" / f"{number:05d}" for number in numbers}
 
     def job() -> None:
-        wanted = {Logged.read(folder, tracker.uri).run_id for folder in folders}
+        wanted = {Logged.read(folder, tracker.uri).run_id for folder in folders} - {""}
         for run_id in _tagged(tracker, study) - wanted:
             tracker.client.delete_tag(run_id, TAG)
         for run_id in wanted:
