@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from akd import checkpoint
+from akd.errors import many
 
 #: What controls are called.
 CONTROL_WORDS = {"none": "student alone", "kd": "plain KD"}
@@ -87,7 +88,7 @@ class StudyResult:
             found in the cache (``saved``), ``bytes`` there, and under how many ``keys``.
         start_cost_s: median and largest pause between two trials of one worker process.
         front: of a search with several objectives, the finished trials that no other one beats in all of them, the
-            most accurate first: number, student, values (objective -> value). The first of them is the winner.
+            most accurate first: number, student, values (objective -> value).
         costs: student -> cost -> figure, of all that could be trained.
         left_out: student -> the constraint it breaks; none of these was trained.
     """
@@ -115,9 +116,14 @@ class StudyResult:
 
     def front_words(self) -> str:
         """A sentence on the winner among the trials that no other one beats; nothing with one objective."""
+        if not self.front:
+            return ""
+        if self.front[0]["number"] != self.best_trial["number"]:  # chosen by more than one training
+            front = many(len(self.front), "trial")
+            return f"The front has {front}, the most accurate of them is trial {self.front[0]['number']}."
         if len(self.front) == 1:
             return "It stands alone on the front: it beats every other finished trial."
-        return f"It is the most accurate of {len(self.front)} trials on the front." if self.front else ""
+        return f"It is the most accurate of {len(self.front)} trials on the front."
 
     def note(self) -> str:
         """The outcome in three lines of Markdown, for the tracker."""

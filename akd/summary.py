@@ -190,7 +190,8 @@ def front_lines(result: StudyResult, most: int = 8) -> list[str]:
     head = f"front of {', '.join(names)} and {last}: {many(count, 'trial')} of {finished} finished"
     rest = [f"  and {count - most} more, see result.json"] if count > most else []
     found = front.lines(result.front[:most], result.best_trial["number"])
-    return [f"{head}; the winner is the most accurate", *found, *rest]
+    first = result.front[0]["number"] == result.best_trial["number"]
+    return [f"{head}{'; the winner is the most accurate' * first}", *found, *rest]
 
 
 def teacher_words(passes: Mapping[str, int]) -> str:

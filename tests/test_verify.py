@@ -386,7 +386,7 @@ class TestFront:
         code, lines, _ = say()
         assert (code, wrong(lines)) == (0, set())
         assert lines["costs"].endswith("the same in folders and MLflow; of 7 finished trials in Optuna, too")
-        assert "of 2 trials is the same, the winner is on it" in lines["front"]
+        assert "of 2 trials is the same, and tagged in MLflow" in lines["front"]
 
     def test_mlflow_lists_the_front(self, study: Path) -> None:
         client = store(study)

@@ -141,11 +141,12 @@ def _front(facts: Facts) -> list[str]:
     found: list[str] = []
     if facts.front:
         head, rows = fronts.front_rows(facts)
+        place = facts.front.index(facts.best) if facts.best in facts.front else None
         told = (
-            "<p>The finished trials that no other one beats in every objective. The student handed over is that of the "
-            "most accurate one; another may be the better bargain.</p>"
+            "<p>The finished trials that no other one beats in every objective. The student handed over is the "
+            "winner's, for its accuracy; another may be the better bargain.</p>"
         )
-        table = _table(head, [[(cell, k > 1) for k, cell in enumerate(row)] for row in rows], best=0)
+        table = _table(head, [[(cell, k > 1) for k, cell in enumerate(row)] for row in rows], best=place)
         found = ["<h2>Front</h2>", told, _grid(fronts.figures(facts)), table]
     if len(facts.students) > 1 or facts.bounds:
         head, rows = fronts.student_rows(facts)
