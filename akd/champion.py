@@ -22,9 +22,12 @@ def final_seeds(experiment: Experiment) -> list[int]:
 
 
 def at_length_of(winner: Experiment, controls: Mapping[str, Experiment]) -> dict[str, Experiment]:
-    """Controls that train for as many passes as the winner: a longer schedule alone must not look like a gain."""
-    factor = winner.train.epoch_factor
-    return {name: replace(e, train=replace(e.train, epoch_factor=factor)) for name, e in controls.items()}
+    """Controls of the winner's student that train for as many passes: neither a longer schedule nor a larger network
+    alone must look like a gain."""
+    student, factor = winner.student, winner.train.epoch_factor
+    return {
+        name: replace(e, student=student, train=replace(e.train, epoch_factor=factor)) for name, e in controls.items()
+    }
 
 
 def finals(

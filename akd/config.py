@@ -15,13 +15,14 @@ from typing import Any
 
 import yaml
 
-from akd import extras, yamlfile
+from akd import extras, objectives, yamlfile
 from akd.data.dataset import DataConfig
 from akd.data.dataset import readers as data_readers
 from akd.errors import ExperimentError, near
 from akd.method_section import read as read_method
 from akd.methods import MethodConfig, hosts, views
 from akd.models.registry import networks
+from akd.objectives import ConstraintsConfig
 from akd.rungs import restarts
 from akd.settings import Origins, build, byte_count, check_value, mapping, setting
 
@@ -171,6 +172,10 @@ class SearchConfig:
     )
     cost: float | None = setting(None, above=0, help="the same as money: device-hours times price")
     price: float | None = setting(None, above=0, help="of a device-hour")
+    objectives: tuple[str, ...] = setting(
+        ("accuracy",), choices=objectives.NAMES, help="accuracy, and what the student should cost little of"
+    )
+    constraints: ConstraintsConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +208,8 @@ class Experiment:
             ExperimentError: a key is unknown for the resulting method, or a value is out of range.
         """
         tree = self.to_dict()
+        if values.get("student.name", self.student.name) != self.student.name:  # taps are those of one network
+            tree["student"] = {"name": values["student.name"]}
         method = self.method
         members = {"host": method.host_name, "views": method.views_name, "augment": method.augment_name}
         for part, mine in members.items():
@@ -318,9 +325,10 @@ def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: 
             hint = near(key, _SECTIONS) or f", allowed are {', '.join(_SECTIONS)}"
             raise ExperimentError(f"unknown key{hint}", key=str(key), where=origins.of(str(key)))
     parts: dict[str, Any] = {}
-    for key in ("data", "student", "train", "search"):
+    for key in ("data", "student", "train"):
         values = _mapping(tree.get(key, {}), key, origins)
         parts[key] = build(_SECTIONS[key], values, prefix=key, origins=origins, strict=strict)
+    parts["search"] = _search(_mapping(tree.get("search", {}), "search", origins), origins, strict)
     teacher = _mapping(tree.get("teacher", {}), "teacher", origins)
     teacher_train = build(
         TrainConfig,
@@ -348,6 +356,15 @@ def _with_restarts(train: TrainConfig, search: SearchConfig) -> TrainConfig:
     if train.schedule != "restarts" or train.restarts or search.scheduler == "none":
         return train
     return dataclasses.replace(train, restarts=tuple(restarts(train.epochs, search.grace, search.eta)))
+
+
+def _search(values: dict[str, Any], origins: Origins, strict: bool) -> SearchConfig:
+    ready = {"constraints": objectives.constraints(values.pop("constraints", None), origins, strict)}
+    if "objectives" in values:
+        values["objectives"] = objectives.listed(values["objectives"])
+    built = build(SearchConfig, values, prefix="search", origins=origins, strict=strict, ready=ready)
+    objectives.check(built, origins)
+    return built
 
 
 def _cache(given: Any, origins: Origins, strict: bool) -> CacheConfig:

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.syntax import Syntax
 
+from akd import architectures, objectives
 from akd.budget import allows
 from akd.cluster import machine
 from akd.config import Experiment
@@ -18,6 +19,7 @@ from akd.data.policies import create_policy
 from akd.errors import many
 from akd.fit import fit
 from akd.grid import count
+from akd.objectives import directions
 from akd.pairs import grid_words
 from akd.places import everything, share
 from akd.prepare import Prepared
@@ -80,9 +82,10 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
 
     experiment, search = ready.experiment, ready.experiment.search
     console.print(Syntax(experiment.to_yaml().rstrip(), "yaml", background_color="default"))
+    _costs(architectures.clocked(ready), console)
     console.print("\nthe first three configurations:")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize")
+    study = optuna.create_study(directions=directions(search.objectives))
     few = min(3, search.trials, count(ready.space) if search.sampler == "grid" else 3)
     for number in range(few):
         study.sampler = make_sampler(experiment, number, ready.space)
@@ -138,6 +141,17 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
     for line in [*shared.words(), *filter(None, words)]:
         console.print(line, soft_wrap=True)
     console.print("nothing was started, nothing was written")
+
+
+def _costs(ready: Prepared, console: Console) -> None:
+    """What the search is asked for, and what each student costs; latencies as measured here."""
+    search = ready.experiment.search
+    console.print(f"\nobjectives: {', '.join(search.objectives)}")
+    bounded = search.constraints.given() if search.constraints else {}
+    for name, most in bounded.items():
+        console.print(f"at most: {objectives.COSTS[name].shown(most)} {objectives.COSTS[name].words}")
+    for line in architectures.words(ready, always=True):
+        console.print(line, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

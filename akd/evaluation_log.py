@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from akd.errors import AkdError
+from akd.folder import Run
 from akd.logged import default_uri, experiment_title, scrubbed
 from akd.summary import program, shown_path
 from akd.tracking import connect
@@ -41,10 +42,15 @@ def origin(network: Network, data: str) -> tuple[str, dict[str, str]]:
         names = [config.get(part, {}).get("name") for part in ("data", "teacher", "student")]
         if above.parent.name == "teachers":  # a teacher may serve several studies
             return elsewhere, tags
+        study = None
         if above.parent.name in ("finals", "trials", "controls"):
-            tags |= {"akd.study": above.parent.parent.name, "akd.run": above.name}
+            study = above.parent.parent
+            tags |= {"akd.study": study.name, "akd.run": above.name}
         elif (above / "trials").is_dir() or (above / "finals").is_dir():
+            study = above
             tags |= {"akd.study": above.name, "akd.run": folder.name}
+        if study is not None and (own := Run.read(study)) is not None:  # it may have searched for the student, too
+            names[2] = own.tags.get("students", names[2])
         return (experiment_title(*names) if names[0] == data and all(names) else elsewhere), tags
     return elsewhere, tags
 

@@ -34,6 +34,12 @@ FLAGS = {
     "--device-hours": ("search.device_hours", "X", "no trial starts or passes a rung that would go over them"),
     "--cost": ("search.cost", "X", "the same as money; needs --price"),
     "--price": ("search.price", "X", "of a device-hour; alone, it only shows what was spent"),
+    "--objectives": (
+        "search.objectives",
+        "NAMES",
+        "accuracy, and costs to keep low beside it: accuracy,parameters (flops, latency_1, latency_64)",
+    ),
+    "--constraint": ("search.constraints", "COST=MOST", "what the student may cost at most: parameters=1M,latency_1=3"),
 }
 #: Flags of a single run and of a teacher: those that are not about a search.
 RUN_FLAGS = ["--data", "--data-dir", "--teacher", "--teacher-weights", "--student", "--method", "--epochs"]

@@ -7,9 +7,13 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from akd import checkpoint
+
+if TYPE_CHECKING:
+    from akd.folder import Run
 
 _FILE = "mlflow.json"
 
@@ -40,6 +44,11 @@ def address_of(kept: str | None, output: Path, given: str | None) -> str:
 def experiment_title(data: str, teacher: str, student: str) -> str:
     """The MLflow experiment of all that is done with these three."""
     return f"{data}: {teacher} to {student}"
+
+
+def title_of(study: Run, data: str, teacher: str, student: str) -> str:
+    """:func:`experiment_title` of a study: of all students it searches, as it noted when it started."""
+    return experiment_title(data, teacher, study.tags.get("students", student))
 
 
 #: Before an @: a user with a password, which may hold anything but blanks (an AWS secret has '/' and '+'), unless what

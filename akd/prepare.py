@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from akd import config as configuration
@@ -27,12 +27,21 @@ from akd.teacher.keep import build as build_teacher
 
 @dataclass(frozen=True)
 class Prepared:
-    """An experiment that has passed every check that needs no training."""
+    """An experiment that has passed every check that needs no training.
+
+    Attributes:
+        space: without students that are known to cost too much.
+        controls: name -> the fixed runs.
+        costs: student -> cost -> figure, see :mod:`akd.costs`; filled in by :mod:`akd.architectures`.
+        left_out: student -> the constraint it breaks.
+    """
 
     experiment: Experiment
     data: TrainData
     space: Space
     controls: dict[str, Experiment]
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def wants_teacher(self) -> bool:

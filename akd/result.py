@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from akd import checkpoint
+from akd.errors import many
 
 #: What controls are called.
 CONTROL_WORDS = {"none": "student alone", "kd": "plain KD"}
@@ -87,6 +88,10 @@ class StudyResult:
             found in the cache (``saved``), ``bytes`` there, and under how many ``keys``.
         start_cost_s: median and largest pause between two trials of one worker process.
         budget: spent of what was set (``device_hours``, ``cost``, ``seconds``), see :func:`akd.budget.account`.
+        front: of a search with several objectives, the finished trials that no other one beats in all of them, the
+            most accurate first: number, student, values (objective -> value).
+        costs: student -> cost -> figure, of all that could be trained.
+        left_out: student -> the constraint it breaks; none of these was trained.
     """
 
     study: str
@@ -107,6 +112,20 @@ class StudyResult:
     teacher_passes: dict[str, int]
     start_cost_s: dict[str, float] = field(default_factory=dict)
     budget: dict[str, dict[str, float]] = field(default_factory=dict)
+    front: list[dict[str, Any]] = field(default_factory=list)
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def front_words(self) -> str:
+        """A sentence on the winner among the trials that no other one beats; nothing with one objective."""
+        if not self.front:
+            return ""
+        if self.front[0]["number"] != self.best_trial["number"]:  # chosen by more than one training
+            front = many(len(self.front), "trial")
+            return f"The front has {front}, the most accurate of them is trial {self.front[0]['number']}."
+        if len(self.front) == 1:
+            return "It stands alone on the front: it beats every other finished trial."
+        return f"It is the most accurate of {len(self.front)} trials on the front."
 
     def note(self) -> str:
         """The outcome in three lines of Markdown, for the tracker."""
@@ -119,8 +138,10 @@ class StudyResult:
         values = ", ".join(
             f"`{k}` {v:.4g}" if isinstance(v, float) else f"`{k}` {v}" for k, v in best["parameters"].items()
         )
+        also = f" {said}" if (said := self.front_words()) else ""
         return (
-            f"Winner: trial {best['number']} ({values}), validation {100 * best['validation_accuracy']:.2f} %.\n\n"
+            f"Winner: trial {best['number']} ({values}), "
+            f"validation {100 * best['validation_accuracy']:.2f} %.{also}\n\n"
             f"Test accuracy {100 * test['mean']:.2f} % over {seeds} seed{'s' * (seeds != 1)}: {gains}. "
             "The student is an artifact of the run `champion seed ...`, and registered under the alias `champion`."
         )

@@ -25,9 +25,20 @@ def scratch_trial(
     Args:
         past: all trials of the study, by number; they are only read.
         directions: of the study.
+
+    With several directions stopped trials come without their curves: Optuna's TPE would order them by their last value
+    and asks the study for its only direction. So they count as the least of all trials, behind every finished one.
     """
+    if len(directions) > 1:
+        past = [_without_curve(trial) if trial.state == TrialState.PRUNED else trial for trial in past]
     study = optuna.Study("scratch", _Beside(past, directions), sampler)
     return optuna.Trial(study, len(past))
+
+
+def _without_curve(trial: FrozenTrial) -> FrozenTrial:
+    bare = copy.copy(trial)
+    bare.intermediate_values = {}
+    return bare
 
 
 class _Beside(BaseStorage):

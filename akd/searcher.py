@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,16 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
 from akd import folder as run_folder
+from akd import front
 from akd.budget import Budget
 from akd.config import Experiment
 from akd.errors import AkdError, is_full, reason
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING, Run
+from akd.objectives import ACCURACY, as_results, directions, figures_of, values_of
 from akd.rungs import rungs
 from akd.samplers import make_sampler, used_up
 from akd.scheduler import METRIC, TIME
@@ -35,17 +39,22 @@ from akd.space import Space
 _STATES = {COMPLETE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
 
-def open_study(path: Path, name: str) -> optuna.Study:
-    """The Optuna study in a journal file, made if it is not there."""
+def open_study(path: Path, name: str, objectives: Sequence[str] = (ACCURACY,)) -> optuna.Study:
+    """The Optuna study in a journal file, made if it is not there, with a direction for each objective."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     _cut_half_line(path)
     # Suggestions are made elsewhere (StudySearcher._ask) and enter fixed: this sampler never chooses anything.
     idle = optuna.samplers.RandomSampler(seed=0)
     try:
         storage = JournalStorage(JournalFileBackend(str(path)))
-        return optuna.create_study(
-            storage=storage, study_name=name, sampler=idle, direction="maximize", load_if_exists=True
+        study = optuna.create_study(
+            storage=storage, study_name=name, sampler=idle, directions=directions(objectives), load_if_exists=True
         )
+        if len(objectives) > 1 and study.metric_names is None:  # what plots call the axes
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                study.set_metric_names(list(objectives))
+        return study
     except OSError:
         raise
     except Exception as error:  # whatever a damaged journal makes Optuna raise
@@ -84,6 +93,7 @@ class StudySearcher(Searcher):
         fetch: called with a run's folder before it is read, to bring what another node wrote.
         clock: seconds, for the time budget where no ``budget`` is given.
         budget: the study's account; default one that begins now.
+        costs: student -> cost -> figure, see :mod:`akd.costs`; all there are of the objectives.
 
     Attributes:
         closed: hand out nothing more.
@@ -102,10 +112,11 @@ class StudySearcher(Searcher):
         clock: Callable[[], float] = time.monotonic,
         fetch: Callable[[Path], None] = lambda folder: None,
         budget: Budget | None = None,
+        costs: Mapping[str, Mapping[str, float]] | None = None,
     ):
         super().__init__(metric=METRIC, mode="max")
         self.experiment, self.space, self.study, self.folder = experiment, space, study, folder
-        self.on_change, self.fetch = on_change, fetch
+        self.on_change, self.fetch, self.costs = on_change, fetch, costs or {}
         self.on_full: Callable[[], None] = lambda: None  # whoever runs the search ends it here
         self.closed = False
         self.full: str | None = None
@@ -217,7 +228,7 @@ class StudySearcher(Searcher):
         folder = self.folder / "controls" / name
         run = Run.read(folder)
         if run is None:
-            run = Run("control", f"control {name}")
+            run = Run("control", f"control {name}", results=self._cost(experiment))
             run_folder.create(folder, experiment, run)
         self.fetch(folder)
         return _Live(folder, run, None, set())
@@ -240,9 +251,14 @@ class StudySearcher(Searcher):
 
     def _folder_of(self, number: int, trial_id: int, values: dict[str, Any]) -> _Live:
         folder = self.folder / "trials" / f"{number:05d}"
-        run = Run("trial", f"trial {number}", number=number, parameters=values)
-        run_folder.create(folder, self.experiment.with_values(values), run)
+        experiment = self.experiment.with_values(values)
+        run = Run("trial", f"trial {number}", number=number, parameters=values, results=self._cost(experiment))
+        run_folder.create(folder, experiment, run)
         return _Live(folder, run, trial_id, set())
+
+    def _cost(self, experiment: Experiment) -> dict[str, float]:
+        """What a run's student costs, as results of the run: known before it trains."""
+        return as_results(self.costs.get(experiment.student.name, {}))
 
     # -- going on after an interruption ------------------------------------------------------------
 
@@ -299,24 +315,33 @@ class StudySearcher(Searcher):
             if "val/accuracy" in entry:
                 self._report(live, int(entry["epoch"]), entry["val/accuracy"])
         state = _STATES[live.run.state]
-        values = [entries[-1]["val/accuracy"]] if state == TrialState.COMPLETE else None
+        values = None
+        if state == TrialState.COMPLETE:
+            objectives = self.experiment.search.objectives
+            values = values_of(objectives, entries[-1]["val/accuracy"], figures_of(live.run.results))
         self.study.tell(live.run.number, values=values, state=state)
 
 
-def rank_key(epochs: int, accuracy: float, number: int | None) -> tuple[float, ...]:
-    """What a study's trials are ordered by, best first: how far they came, then validation accuracy, then age."""
-    return (-epochs, -accuracy, number or 0)
+def rank_key(epochs: int, accuracy: float) -> tuple[float, ...]:
+    """What a study's trials are ordered by, best first: how far they came, then validation accuracy."""
+    return (-epochs, -accuracy)
 
 
 def ranking(folder: Path) -> list[tuple[Run, float, int]]:
     """A study's trials, best first: (run, validation accuracy, epochs run).
 
-    Finished trials come before stopped ones, stopped ones by how far they came; ties go to the earlier trial.
+    Finished trials come before stopped ones, stopped ones by how far they came; ties go to the one that costs less
+    where cost is an objective, then to the earlier trial. What breaks a constraint is left out.
     """
-    found = []
+    found, search = [], front.asked(folder)
     for path in sorted((folder / "trials").glob("*/run.json")):
         run = Run.read(path.parent)
         entries = run_folder.history(path.parent)
-        if run is not None and run.state in (COMPLETE, PRUNED) and entries:
+        if run is not None and run.state in (COMPLETE, PRUNED) and entries and front.obeys(search, run.results):
             found.append((run, entries[-1].get("val/accuracy", float("-inf")), int(entries[-1]["epoch"])))
-    return sorted(found, key=lambda item: rank_key(item[2], item[1], item[0].number))
+
+    def order(item: tuple[Run, float, int]) -> tuple[float, ...]:
+        run, accuracy, epochs = item
+        return (*rank_key(epochs, accuracy), *front.preferred(search, run.results), run.number or 0)
+
+    return sorted(found, key=order)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from akd import cluster, places, reach
+from akd import cluster, costs, places, reach
 from akd.config import Experiment, SearchConfig
 from akd.job import Job, run_here, teacher_network
 from akd.mirror import Mirror
@@ -57,12 +58,29 @@ class Session:
         if self.private:
             cluster.disconnect()
 
-    def measured(self, experiment: Experiment, teacher: Path | None) -> Resources:
+    def clocked(self, students: Mapping[str, Experiment], made_for: costs.Input, wanted: Sequence[str]) -> costs.Table:
+        """Latencies of students where trials will run: here, or in a task with a trial's share of a node.
+
+        Arguments and result as of :func:`akd.costs.clocked`.
+        """
+        if self.private and not self.resources.gpus:
+            return costs.clocked(students, made_for, wanted)
+        import ray
+
+        # A process of its own, which gives the GPU back when it ends; nothing else of the search runs yet.
+        one = self.resources.workers
+        task: Any = ray.remote(
+            num_gpus=self.resources.gpus / one, num_cpus=self.resources.cpus / one, max_calls=1, max_retries=1
+        )(costs.clocked)
+        found: costs.Table = ray.get(task.remote(dict(students), made_for, list(wanted)))
+        return found
+
+    def measured(self, experiments: Sequence[Experiment], teacher: Path | None) -> Resources:
         """What each trial gets where ``gpus_per_trial`` is ``auto``: as much of a GPU as a rehearsal says.
 
         Args:
-            experiment: a trial that takes as much memory as any.
-            teacher: its teacher's folder.
+            experiments: trials of which one takes as much memory as any: a student may take more than another.
+            teacher: their teacher's folder.
         """
         import ray
 
@@ -77,10 +95,10 @@ class Session:
             network = partial(teacher_network, folder=str(teacher), storage=shown, key=key)
         # A process of its own, which gives the GPU back when it ends.
         task: Any = ray.remote(num_gpus=1, num_cpus=1, max_calls=1, max_retries=0)(_rehearse)
-        memory = ray.get(task.remote(shown, experiment, network))
-        if memory is None:
+        found = [ray.get(task.remote(shown, experiment, network)) for experiment in experiments]
+        if any(memory is None for memory in found):
             return self.resources
-        share = share_of(memory, min(n.get("CPU", 0) / n["GPU"] for n in gpus))
+        share = share_of(max(found, key=lambda memory: memory.trial), min(n.get("CPU", 0) / n["GPU"] for n in gpus))
         self.resources = places.share(replace(self.search, gpus_per_trial=share), self.nodes)
         return self.resources
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from akd.config import Experiment
 from akd.data.policies import augments
 from akd.errors import ExperimentError
 from akd.prepare import Prepared, check_output
-from akd.space import Parameter, Space, variants
+from akd.space import Space, combinations, variants
 from akd.teacher.served import live_because
 
 #: Combinations of augmentation settings that are counted; a space with more hardly uses any of them twice.
@@ -124,11 +124,8 @@ def images_of(experiment: Experiment) -> set[str]:
 
 def _augmentations(space: Space, experiment: Experiment) -> Iterator[Experiment]:
     """The experiment under every combination of searched augmentation settings, at most :data:`MOST`."""
-    wanted = {p.key for p in space.parameters if p.key.startswith("method.augment")}
-    while more := {key for p in space.parameters if p.key in wanted for key, _ in p.when} - wanted:
-        wanted |= more
     found = 0
-    for values in _combinations([p for p in space.parameters if p.key in wanted], {}):
+    for values in combinations(space, "method.augment"):
         try:
             yield experiment.with_values(values)
         except ExperimentError:  # two ends of ranges that never meet
@@ -136,15 +133,3 @@ def _augmentations(space: Space, experiment: Experiment) -> Iterator[Experiment]
         found += 1
         if found == MOST:
             return
-
-
-def _combinations(parameters: list[Parameter], values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    if not parameters:
-        yield dict(values)
-        return
-    first, *rest = parameters
-    if not first.exists(values):
-        yield from _combinations(rest, values)
-        return
-    for value in first.all_values():
-        yield from _combinations(rest, {**values, first.key: value})

@@ -385,6 +385,27 @@ def variants(space: Space, experiment: Experiment) -> Iterator[Experiment]:
                 continue
 
 
+def combinations(space: Space, prefix: str) -> Iterator[dict[str, Any]]:
+    """Values of the parameters whose keys begin with ``prefix``, and of what their existence depends on, in every
+    combination that can be drawn; one without values where there is no such parameter."""
+    wanted = {p.key for p in space.parameters if p.key.startswith(prefix)}
+    while more := {key for p in space.parameters if p.key in wanted for key, _ in p.when} - wanted:
+        wanted |= more
+    yield from _combined([p for p in space.parameters if p.key in wanted], {})
+
+
+def _combined(parameters: list[Parameter], values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    if not parameters:
+        yield dict(values)
+        return
+    first, *rest = parameters
+    if not first.exists(values):
+        yield from _combined(rest, values)
+        return
+    for value in first.all_values():
+        yield from _combined(rest, {**values, first.key: value})
+
+
 def _check_parts(space: Space, experiment: Experiment) -> None:
     """Parts of a batch and a method that compares its images may each be right and yet not go together."""
     parts = next((p for p in space.parameters if p.key == "train.micro_batch"), None)

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from akd import card, cluster, notices, spaces, started
+from akd import architectures, card, cluster, costs, front, notices, objectives, spaces, started
 from akd import config as configuration
 from akd import folder as run_folder
 from akd.addresses import check_tracking
@@ -25,7 +25,7 @@ from akd.config import Experiment
 from akd.errors import AkdError, ExperimentError, Interrupted, is_full, many, reason
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.job import Job
-from akd.logged import address_of, default_uri, experiment_title, scrubbed, tracking_tag
+from akd.logged import address_of, default_uri, scrubbed, title_of, tracking_tag
 from akd.mirror import Mirror, mirror_of, open_mirror
 from akd.pairs import grid_words
 from akd.places import Resources, share
@@ -82,12 +82,15 @@ def search(
         storage=storage,
     )
     name, tags = folder.name, tracking_tag(uri, folder.parent) | {"versions": versions()} | mirror.tags()
+    if (students := architectures.title(ready.experiment)) != ready.experiment.student.name:
+        tags |= {"students": students}
     if mirror.storage is not None and mirror.storage.exists(f"{name}/run.json"):
         go_on = f"akd search --resume {name} --storage ..."
         problem = f"exists already in {mirror.shown}; go on with '{go_on}' or choose another --name"
         raise ExperimentError(problem, key="name", value=name)
     try:
         started.keep(folder, ready.experiment)
+        costs.keep(folder, ready.costs)
         run_folder.create(folder, ready.experiment, Run("study", name, tags=tags))
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
@@ -127,6 +130,10 @@ def check(
         check_tracking(uri, folder.parent, answers=not tracking_later)
     except ExperimentError as error:
         raise error.at(None if tracking_uri else "MLFLOW_TRACKING_URI") from None
+    ready = architectures.priced(ready)  # last: a forward pass of each student
+    # What a constraint on latency leaves is known before anything is written, where trials run in this very place.
+    if local and not cluster.machine()["GPU"] and objectives.timed(full.search, bounded=True):
+        ready = architectures.clocked(ready)
     return ready, folder, uri, mirror
 
 
@@ -164,6 +171,7 @@ def resume(
     with placed(full):
         cluster.check(full.search, ray_address, batch_sizes(full), fewer=True, shared=mirror.shown)
     check_tracking(uri, folder.parent, answers=False)
+    ready = architectures.priced(ready, costs.kept(folder))
     return _Study(ready, folder, uri, ray_address, mirror, display).run()
 
 
@@ -218,7 +226,7 @@ class _Study:
                 self.record.state, self.record.ended, self.record.reason = RUNNING, None, None
                 self.record.write(self.folder)
             full = False
-            experiment_name = experiment_title(e.data.name, e.teacher.name, e.student.name)
+            experiment_name = title_of(self.record, e.data.name, e.teacher.name, e.student.name)
             self.tracker = Tracker(
                 self.uri,
                 self.output,
@@ -238,6 +246,7 @@ class _Study:
                     self.display.say("it was finished already: nothing is trained again")
                     return self._conclude(finished)
                 with Session(e.search, self.ray_address, self.mirror) as session:
+                    self._price(session)
                     teacher = self._teacher(session) if self.ready.wants_teacher else None
                     resources = session.measured(self._largest(), teacher.folder if teacher else None)
                     self._search(session, resources, teacher)
@@ -288,6 +297,17 @@ class _Study:
         except Timeout:
             raise ExperimentError("is being searched by another process", key="name", value=self.name) from None
 
+    def _price(self, session: Session) -> None:
+        """Have the latencies that are asked for measured, before anything else runs, and say what students cost."""
+        if unknown := architectures.untimed(self.ready):
+            self.display.say(f"measuring how long {many(len(unknown), 'student')} take{'s' * (len(unknown) == 1)}")
+        self.ready = architectures.clocked(self.ready, session.clocked)
+        self.sharing = sharing(self.ready)
+        costs.keep(self.folder, self.ready.costs)
+        self.mirror.up(self.folder, "costs.json")
+        for line in architectures.words(self.ready):
+            self.display.say(line)
+
     def _teacher(self, session: Session) -> Teacher:
         output = self.output
         before = find(self.experiment, self.ready.data, output / "teachers")
@@ -304,10 +324,12 @@ class _Study:
             self.display.say(line)
         return teacher
 
-    def _largest(self) -> Experiment:
-        """The experiment with the largest batch of its space."""
+    def _largest(self) -> list[Experiment]:
+        """The experiment with the largest batch of its space, with each of its students."""
         most = [max(p.extremes()) for p in self.ready.space.searched if p.key == "train.batch_size"]
-        return self.experiment.with_values({"train.batch_size": most[0]}) if most else self.experiment
+        every = architectures.students(self.ready.space, self.experiment).values()
+        batch = most[0] if most else self.experiment.train.batch_size
+        return [replace(e, train=replace(e.train, batch_size=batch)) for e in every]
 
     def _fetch(self, folder: Path, run: Run) -> None:
         """Bring down what the tracker is about to read: of a run that ended, everything is here."""
@@ -322,12 +344,13 @@ class _Study:
         searcher = StudySearcher(
             self.experiment,
             self.ready.space,
-            open_study(self.folder / "optuna.log", self.name),
+            open_study(self.folder / "optuna.log", self.name, self.experiment.search.objectives),
             self.folder,
             self.ready.controls,
             on_change=self._changed,
             fetch=self.mirror.down,
             budget=self._budget(teacher),
+            costs=self.ready.costs,
         )
         job = Job(
             "",
@@ -460,10 +483,11 @@ class _Study:
         e = self.experiment
         seed = final_seeds(e)[0]
         champion = self.folder / "finals" / f"champion-seed{seed}"
-        model = re.sub(r"[^\w-]+", "-", f"akd-{e.data.name}-{e.student.name}")
+        model = re.sub(r"[^\w-]+", "-", f"akd-{e.data.name}-{result.student}")
         registered = e.search.log_checkpoints != "none"
         if registered:
             self.tracker.register(champion, model)
+        front.tag(self.tracker, self.folder, [member["number"] for member in result.front])
         self._report()
         self.tracker.changed(self.folder)
         if self._close_tracker():

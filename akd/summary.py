@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from akd import folder as run_folder
+from akd import front
 from akd.budget import account, account_words
 from akd.config import Experiment
 from akd.errors import many
-from akd.folder import Run
+from akd.folder import COMPLETE, Run
 from akd.job import kept_keys
 from akd.methods import soft_weight
 from akd.mirror import Mirror
@@ -98,7 +99,7 @@ def make_result(
         folder=str(study),
         data=experiment.data.name,
         teacher=experiment.teacher.name,
-        student=experiment.student.name,
+        student=winner.student.name,
         teacher_accuracy=teacher.accuracy if teacher else None,
         controls={
             name: {
@@ -126,6 +127,9 @@ def make_result(
         teacher_passes=teacher_passes(study, asked, made, mirror.storage),
         start_cost_s={"median": pauses[len(pauses) // 2], "largest": pauses[-1]} if pauses else {},
         budget=account(experiment.search, trained / 3600, seconds),
+        front=front.members(study),
+        costs=ready.costs,
+        left_out=ready.left_out,
     )
 
 
@@ -157,6 +161,7 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
         control = plus_minus(result.controls[name]["test"])
         interval = gain.interval() or (" (the same in every seed)" if n > 1 else "")
         lines.append(f"  {CONTROL_WORDS[name]:<14} {control:<20} {gain.mean:>+12.2f} points{interval}")
+    lines += ["", *front_lines(result)] if result.front else []
     lines += [
         "",
         verdict(result),
@@ -180,6 +185,17 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
     if (words := account_words(result.budget)) is not None:
         lines.append(f"budget    {words}")
     return lines
+
+
+def front_lines(result: StudyResult, most: int = 8) -> list[str]:
+    """The front in a few lines; of a long one the most accurate trials."""
+    count, finished = len(result.front), result.trials.get(COMPLETE, 0)
+    *names, last = result.front[0]["values"]
+    head = f"front of {', '.join(names)} and {last}: {many(count, 'trial')} of {finished} finished"
+    rest = [f"  and {count - most} more, see result.json"] if count > most else []
+    found = front.lines(result.front[:most], result.best_trial["number"])
+    first = result.front[0]["number"] == result.best_trial["number"]
+    return [f"{head}{'; the winner is the most accurate' * first}", *found, *rest]
 
 
 def teacher_words(passes: Mapping[str, int]) -> str:

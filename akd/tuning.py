@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig
 
 from akd import folder as run_folder
+from akd.apart import Apart, by_objectives
 from akd.cluster import HEAD
 from akd.config import Experiment
 from akd.errors import DiskFull, is_full
@@ -109,11 +111,12 @@ def run(
     Raises:
         DiskFull: of a trial, of the study's own records, or of Tune's; ended in order, runs that have not ended go on.
     """
-    scheduler = make_scheduler(experiment, searcher.budget)
+    scheduler = by_objectives(experiment, partial(make_scheduler, experiment), searcher.budget)
     for path in sorted((searcher.folder / "trials").glob("*/run.json")):
         past = Run.read(path.parent)
         if past is not None and past.state != run_folder.RUNNING:
-            scheduler.remember(path.parent.name, run_folder.history(path.parent))
+            own = scheduler.of(past) if isinstance(scheduler, Apart) else scheduler
+            own.remember(path.parent.name, run_folder.history(path.parent))
     start_costs: list[float] = []
     # Stack traces of snapshots that could not be written, which akd never reads, and of processes that died.
     for name in ("experiment_state", "tune_controller"):

@@ -10,10 +10,13 @@ from typing import Any
 
 import optuna
 
+from akd import costs, front
 from akd import folder as run_folder
+from akd.architectures import of_study
 from akd.champion import final_seeds
 from akd.config import Experiment, resolve
 from akd.folder import COMPLETE, FAILED, PRUNED, Run
+from akd.objectives import as_results, figures_of, values_of
 from akd.result import StudyResult, paired_gain, scores
 from akd.searcher import open_study, ranking
 from akd.space import Space, parse
@@ -41,6 +44,15 @@ VIEWS = KD | {
         "train.lr": {"type": "float", "low": 0.01, "high": 0.3, "log": True},
     },
 }
+COSTS = {
+    "resnet8": {"parameters": 77754.0, "flops": 1527040.0, "latency_1": 0.31},
+    "resnet14": {"parameters": 174970.0, "flops": 3296512.0, "latency_1": 0.62},
+    "wrn_40_2": {"parameters": 2243258.0, "flops": 40915456.0},
+}
+FRONT = KD | {
+    "search": KD["search"] | {"objectives": ["accuracy", "parameters"], "constraints": {"parameters": "1 M"}},
+    "space": SPACE | {"student.name": {"choices": ["resnet8", "resnet14", "wrn_40_2"]}},
+}
 
 
 def make(folder: Path, tree: dict[str, Any] = KD, trials: int = 8, *, ended: bool = True) -> Path:
@@ -53,7 +65,11 @@ def make(folder: Path, tree: dict[str, Any] = KD, trials: int = 8, *, ended: boo
     for name in ("none", "kd"):
         run = Run("control", f"control {name}", started=began)
         _put(folder / "controls" / name, experiment, run, COMPLETE, 0.9, EPOCHS, draw)
-    told, space = open_study(folder / "optuna.log", folder.name), parse(experiment)
+    objectives = experiment.search.objectives
+    told, space = open_study(folder / "optuna.log", folder.name, objectives), parse(experiment)
+    if len(objectives) > 1:
+        costs.keep(folder, COSTS)
+        space, _, _ = of_study(folder, space, experiment)
     for number in range(trials):
         state = FAILED if number == 6 else PRUNED if number % 3 == 2 else COMPLETE
         _trial(folder, experiment, told, space, number, state, draw)
@@ -73,12 +89,18 @@ def _trial(
     path = folder / "trials" / f"{number:05d}"
     epochs = {COMPLETE: EPOCHS, PRUNED: 3, FAILED: 1}[state]
     best = 0.95 - 0.1 * abs(values["train.lr"] - 0.1)
+    objectives, student = experiment.search.objectives, values.get("student.name", "")
+    if len(objectives) > 1:
+        run.results = as_results(COSTS[student])
+        best -= 0.05 * (student == "resnet8")
     entries = _put(path, experiment.with_values(values), run, state, best, epochs, draw)
     for entry in entries:
-        trial.report(entry["val/accuracy"], int(entry["epoch"]))
+        told._storage.set_trial_intermediate_value(trial._trial_id, int(entry["epoch"]), entry["val/accuracy"])
     states = {COMPLETE: "COMPLETE", PRUNED: "PRUNED", FAILED: "FAIL"}
-    value = entries[-1]["val/accuracy"] if state == COMPLETE else None
-    told.tell(number, value, state=optuna.trial.TrialState[states[state]])
+    told_values = (
+        values_of(objectives, entries[-1]["val/accuracy"], figures_of(run.results)) if state == COMPLETE else None
+    )
+    told.tell(number, told_values, state=optuna.trial.TrialState[states[state]])
 
 
 def _put(
@@ -134,7 +156,7 @@ def _end(folder: Path, experiment: Experiment, own: Run, draw: random.Random) ->
         folder=str(folder),
         data="digits",
         teacher="wrn_16_1",
-        student="resnet8",
+        student=run.parameters.get("student.name", "resnet8"),
         teacher_accuracy=0.99,
         controls={
             name: {
@@ -153,6 +175,7 @@ def _end(folder: Path, experiment: Experiment, own: Run, draw: random.Random) ->
         wall_clock_s=400.0,
         device_hours=0.1,
         teacher_passes={"made": 2304, "saved": 9000, "bytes": 50_000, "keys": 1},
+        front=front.members(folder),
     )
     result.write(folder)
     own.end(folder, COMPLETE, None, **{"best/val_accuracy": accuracy})

@@ -121,6 +121,30 @@ NAMES = {
     "teacher": flags("--teacher", "wrn_16_3", says=["--teacher", "did you mean 'wrn_16_"]),
     "torchvision": flags("--student", "torchvision:resnet1", says=["--student", "did you mean 'resnet18'"]),
     "module": flags("--student", "nowhere:net", says=["--student", "'nowhere:net'", "No module named 'nowhere'"]),
+    "objectives": flags("--objectives", "accuracy,size", says=["--objectives", "must be one of accuracy, flops"]),
+    "objectives without accuracy": flags("--objectives", "flops", says=["--objectives", "must name accuracy"]),
+    "objectives of one student": flags(
+        "--objectives", "accuracy,flops", says=["--objectives", "same student, resnet8; search student.name"]
+    ),
+    "constraint": flags("--constraint", "size=3", says=["--constraint", "constraints.size: unknown key, allowed are"]),
+    "constraint without an amount": flags(
+        "--constraint", "flops", says=["--constraint", "like parameters=1M,latency_1"]
+    ),
+    "constraint amount": flags("--constraint", "flops=few", says=["--constraint", "'few'", "a count like 250 k"]),
+    "constraint that leaves nothing": flags(
+        "--constraint", "parameters=50k", says=["--constraint", "resnet8 costs 77,754 parameters, at most 50,000"]
+    ),
+    "constraint of time that leaves nothing": flags(
+        "--constraint",
+        "latency_1=0.000001",
+        says=["--constraint", "resnet8 costs 0.", "ms for one image, at most 1e-06"],
+        library=False,  # it is measured again, and never the same
+    ),
+    "constraint in a file": text(
+        "search: {trials: 4,",
+        "search: {constraints: {latency_1: -1}, trials: 4,",
+        ["s.yaml:4: search.constraints.latency_1 = -1: must be a number > 0"],
+    ),
     "taps": flags("--student.taps", "[x]", says=["student.taps", "student = 'resnet8'", "has its own maps"]),
     "verb": other("serach", says=["'serach'", "did you mean 'search'"]),
     "space file": other("search", "quikstart", says=["'quikstart'", "did you mean 'quickstart'"]),

@@ -13,6 +13,7 @@ import torch
 
 from akd import packing
 from akd.config import SearchConfig, load, resolve
+from akd.costs import Input
 from akd.errors import ExperimentError
 from akd.mirror import Mirror
 from akd.packing import Memory, limit_memory, rehearse, share_of
@@ -117,6 +118,7 @@ ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_t
 os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 from akd import cluster, trial, tuning
 from akd.config import resolve
+from akd.costs import Input
 from akd.job import Job
 from akd.mirror import Mirror
 from akd.places import share
@@ -133,7 +135,10 @@ ready = prepare(e)
 session = Session(e.search, None, Mirror(None, Path()))
 session.nodes = cluster.nodes()
 session.resources = share(e.search, session.nodes)
-resources = session.measured(e, None)
+resources = session.measured([e], None)
+session.private = False  # the clock is a task with a trial's share of this Ray
+(found,) = session.clocked({"resnet8": ready.experiment}, Input.of(ready.data), ["latency_1"]).values()
+assert 0 < found["latency_1"] < 10_000, found
 searcher = StudySearcher(ready.experiment, ready.space, open_study(folder / "optuna.log", "s"), folder, {})
 most = [0]
 def on_epoch(path, epoch, accuracy):
@@ -157,6 +162,41 @@ def test_trials_share_a_gpu_of_ray(gpus: str, wanted: list[float], tmp_path: Pat
     assert len(list(tmp_path.glob("trials/*/history.jsonl"))) == 6
 
 
+def test_the_students_are_timed_where_trials_will_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In this process where trials are on the CPUs of a Ray of its own, else in one task with a worker's share."""
+    import ray
+
+    from akd import costs
+
+    asked: list[Any] = []
+    students, made_for = {"resnet8": resolve({}), "resnet14": resolve({"student": "resnet14"})}, Input(10, 1, (8, 8))
+
+    def remote(**options: Any) -> Any:
+        asked.append(options)
+        return lambda function: type("Task", (), {"remote": staticmethod(lambda *a: (function, a))})
+
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ray, "get", lambda task: task)
+    monkeypatch.setattr(costs, "clocked", lambda *a: ("here", a))
+    session = Session(SearchConfig(), None, Mirror(None, tmp_path))
+    for private, resources, wanted in [
+        (True, Resources(2, 0, 4), None),
+        (False, Resources(2, 0, 4), (0, 2)),
+        (True, Resources(4, 0.5, 4), (0.5, 4)),
+        (True, Resources(8, 4, 1, workers=4), (1, 2)),
+    ]:
+        session.private, session.resources = private, resources
+        found: Any = session.clocked(students, made_for, ["latency_1"])
+        if wanted is None:
+            assert found == ("here", (students, made_for, ["latency_1"]))
+            assert asked == []
+        else:
+            assert found == (costs.clocked, (students, made_for, ["latency_1"]))
+            (options,) = asked
+            assert (options["num_gpus"], options["num_cpus"], options["max_calls"]) == (*wanted, 1)
+            asked.clear()
+
+
 def test_the_largest_batch_is_rehearsed_and_the_share_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What Ray would give is made up; what is asked for, and what is made of the answer, is not."""
     import ray
@@ -165,7 +205,12 @@ def test_the_largest_batch_is_rehearsed_and_the_share_used(monkeypatch: pytest.M
 
     def remote(**options: Any) -> Any:
         asked.append(options)
-        return lambda function: type("Task", (), {"remote": staticmethod(lambda *a: Memory(20 * GB, 80 * GB))})
+        # The second student takes the most.
+        return lambda function: type(
+            "Task",
+            (),
+            {"remote": staticmethod(lambda _, e, __: Memory((20 if e.student.name == "vgg8" else 5) * GB, 80 * GB))},
+        )
 
     monkeypatch.setattr(ray, "remote", remote)
     monkeypatch.setattr(ray, "get", lambda memory: memory)
@@ -173,6 +218,6 @@ def test_the_largest_batch_is_rehearsed_and_the_share_used(monkeypatch: pytest.M
     session.nodes = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 4.0}]
     session.resources = share(session.search, session.nodes)
     assert session.resources.concurrent == 2
-    found = session.measured(resolve({"method": "none"}), None)
+    found = session.measured([resolve({"student": name}) for name in ("resnet8", "vgg8", "resnet14")], None)
     assert found == session.resources == Resources(2, 0.3333, 6)
     assert asked == [{"num_gpus": 1, "num_cpus": 1, "max_calls": 1, "max_retries": 0}]

@@ -24,7 +24,7 @@ from scipy import stats
 from akd import cli
 from akd import study as searches
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING, Run
-from akd.report import facts, figures, formats, page
+from akd.report import facts, figures, formats, fronts, page
 from akd.report.facts import Correlation, gather
 from akd.result import StudyResult
 from akd.searcher import ranking
@@ -41,6 +41,12 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a space with choices, lists among them, that not every trial has; without views."""
     return made_study.make(tmp_path_factory.mktemp("runs") / "p", made_study.KD, 12)
+
+
+@pytest.fixture(scope="module")
+def priced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a search with two objectives and a bound, among three students."""
+    return made_study.make(tmp_path_factory.mktemp("runs") / "f", made_study.FRONT, 40)
 
 
 @pytest.fixture(scope="module")
@@ -458,3 +464,88 @@ class TestEndOfASearch:
         result = StudyResult.read(tmp_path / "s")
         assert result is not None
         assert not [line for line in closing_lines(result, "akd ui s") if line.startswith("report    ")]
+
+
+class TestFront:
+    def test_facts(self, priced: Path) -> None:
+        found = gather(priced)
+        by_number = {t.number: t for t in found.trials}
+        finished = [t for t in found.trials if t.state == COMPLETE]
+        best = {
+            name: max((t for t in finished if t.student == name), key=lambda t: t.accuracy or 0)
+            for name in ("resnet14", "resnet8")
+        }
+        assert found.front == [best["resnet14"].number, best["resnet8"].number]
+        assert found.best == found.front[0]
+        assert by_number[found.front[1]].costs == made_study.COSTS["resnet8"]
+        assert found.objectives == ["accuracy", "parameters"]
+        assert found.bounds == {"parameters": 1e6}
+        out = {s.name: (s.trials, s.left_out) for s in found.students}
+        assert out["wrn_40_2"] == (0, "2,243,258 parameters, at most 1,000,000 are allowed")
+        assert out["resnet8"][0] + out["resnet14"][0] == 40
+        (axis,) = [a for a in found.axes if a.key == "student.name"]
+        assert axis.choices == ("resnet8", "resnet14")
+        assert "one of resnet8, resnet14, wrn_40_2, taught by" in found.question
+        assert "few parameters. Allowed at most: 1 M parameters." in found.question
+        assert "the most accurate of 2 trials on the front" in found.answer[0]
+
+    def test_the_page_marks_the_front_by_shape(self, priced: Path) -> None:
+        html = page.build(gather(priced))
+        harmless(html)
+        picture = pictures(html)["Accuracy and parameters"]
+        shapes = [e.attrib["class"] for e in picture.iter() if e.attrib.get("class") in ("square", "diamond")]
+        assert sorted(shapes) == ["diamond", "diamond", "square", "square"]  # one each, and the legend's
+        (member,) = [e for e in picture.iter() if e.attrib.get("class") == "square" and len(e)]
+        assert f"trial {gather(priced).front[1]}:" in str(member[0].text)
+        assert "77,754" in str(member[0].text)
+        assert "no other finished trial beats" in html
+        assert "among trials of the same student" in html
+        assert "left out: it costs 2,243,258 parameters" in html
+
+    def test_three_objectives_have_a_picture_each_and_no_steps(self, priced: Path) -> None:
+        found = gather(priced)
+        drawn = [
+            fronts.figures(replace(found, objectives=["accuracy", *costs]))
+            for costs in (["flops"], ["parameters", "flops"])
+        ]
+        assert [len(figures) for figures in drawn] == [1, 2]
+        assert ["curve s0" in f.svg for figures in drawn for f in figures] == [True, False, False]
+
+    def test_tables_and_files(self, priced: Path, tmp_path: Path) -> None:
+        found = gather(priced)
+        head, rows = fronts.front_rows(found)
+        assert head[:4] == ["trial", "student", "accuracy (%)", "parameters"]
+        assert head[4:] == ["FLOPs of an image (no objective)", "ms for one image (no objective)"]
+        assert rows[0][:2] == [f"{found.best}, the winner", "resnet14"]
+        assert rows[1][3:] == ["77,754", "1,527,040", "0.31"]
+        text = formats.write(priced, tmp_path / "r.md", "md").read_text()
+        assert "## Front" in text
+        assert "| resnet8 | 77,754 |" in text.replace("\\", "")
+        told = json.loads(formats.write(priced, tmp_path / "r.json", "json").read_text())
+        assert told["front"] == found.front
+        table = pq.read_table(formats.write(priced, tmp_path / "r.parquet", "parquet")).to_pydict()
+        on = {n for n, yes in zip(table["number"], table["on_front"], strict=True) if yes}
+        assert on == set(found.front)
+        assert set(table["cost/parameters"]) == {77754.0, 174970.0, None}  # controls of this study have none
+
+    def test_the_closing_box(self, priced: Path) -> None:
+        result = StudyResult.read(priced)
+        assert result is not None
+        lines = closing_lines(result, "akd ui f")
+        at = next(k for k, line in enumerate(lines) if line.startswith("front of"))
+        assert lines[at] == "front of accuracy and parameters: 2 trials of 26 finished; the winner is the most accurate"
+        assert lines[at + 1].endswith("175 k parameters  (resnet14, the winner)")
+        assert lines[at + 2].endswith("77.8 k parameters  (resnet8)")
+        assert result.note().count("It is the most accurate of 2 trials on the front.") == 1
+        many = replace(result, front=result.front * 5)
+        assert "  and 2 more, see result.json" in closing_lines(many, "akd ui f")
+
+    def test_one_objective_says_nothing_of_it(self, plain: Path) -> None:
+        found = gather(plain)
+        assert (found.front, found.objectives, found.students) == ([], ["accuracy"], [])
+        html = page.build(found)
+        assert "<h2>Front</h2>" not in html
+        assert "<h2>Students</h2>" not in html
+        result = StudyResult.read(plain)
+        assert result is not None
+        assert not [line for line in closing_lines(result, "akd ui p") if "front" in line]

@@ -6,6 +6,8 @@ import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -122,3 +124,16 @@ def test_file_holds_every_field(tmp_path: Path) -> None:
         "kd": {"mean": -0.5, "low": -1.0, "high": 0.0},
     }
     assert StudyResult(**kept | {"gain": {n: Gain(**g) for n, g in kept["gain"].items()}}) == result()
+
+
+def test_words_of_a_front() -> None:
+    one, two = {"number": 4, "values": {}}, {"number": 7, "values": {}}
+
+    def words(*front: dict[str, Any], winner: int = 4) -> str:
+        made: Any = SimpleNamespace(front=list(front), best_trial={"number": winner})
+        return StudyResult.front_words(made)
+
+    assert words() == ""
+    assert words(one) == "It stands alone on the front: it beats every other finished trial."
+    assert words(one, two) == "It is the most accurate of 2 trials on the front."
+    assert words(one, two, winner=7) == "The front has 2 trials, the most accurate of them is trial 4."

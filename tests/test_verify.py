@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities import Run as Logged
 
-from akd import cli
+from akd import cli, front
 from akd.folder import FAILED, RUNNING, Run
 from akd.logged import default_uri
 from akd.tracking import Tracker
@@ -364,3 +364,83 @@ class TestTracker:
         assert (code, wrong(lines)) == (1, {"MLflow"})
         assert "cannot be read" in lines["MLflow"]
         assert "pass" not in lines["MLflow"]
+
+
+class TestFront:
+    """A study with two objectives: costs and front are in all three."""
+
+    @pytest.fixture(scope="class")
+    def origin(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        output = tmp_path_factory.mktemp("fronts") / "runs"
+        study = made_study.make(output / "s", made_study.FRONT, 12)
+        tracker = Tracker(default_uri(output), output, study, "digits: wrn_16_1 to resnet8", retry_s=0.01)
+        for path in sorted(study.glob("*/*/run.json")):
+            tracker.changed(path.parent)
+        tagged = [member["number"] for member in front.members(study)]
+        front.tag(tracker, study, [0, 1, 3])  # as of an earlier end of the study
+        front.tag(tracker, study, tagged)
+        assert tracker.close()
+        return output
+
+    def test_a_whole_study(self, study: Path, say: Say) -> None:
+        code, lines, _ = say()
+        assert (code, wrong(lines)) == (0, set())
+        assert lines["costs"].endswith("the same in folders and MLflow; of 7 finished trials in Optuna, too")
+        assert "of 2 trials is the same, and tagged in MLflow" in lines["front"]
+
+    def test_mlflow_lists_the_front(self, study: Path) -> None:
+        client = store(study)
+        experiment = client.get_experiment_by_name("digits: wrn_16_1 to resnet8")
+        assert experiment is not None
+        found = client.search_runs([experiment.experiment_id], "tags.akd.front = 'yes'")
+        members = front.members(study)
+        assert {run.data.tags["akd.trial"] for run in found} == {str(m["number"]) for m in members}
+        assert {run.data.metrics["cost/parameters"] for run in found} == {m["values"]["parameters"] for m in members}
+
+    def test_a_changed_cost(self, study: Path, say: Say) -> None:
+        number = front.members(study)[1]["number"]
+        edit(
+            study / "trials" / f"{number:05d}" / "run.json", '"cost/parameters": 77754.0', '"cost/parameters": 77755.0'
+        )
+        _, lines, _ = say()
+        assert wrong(lines) == {"costs", "front"}
+        assert f"trial {number}: cost/parameters is 77755, in MLflow 77754.0" in lines["costs"]
+        assert f"trial {number}: costs 77755.0, in Optuna 77754.0" in lines["costs"]
+
+    def test_another_value_in_optuna(self, study: Path, say: Say) -> None:
+        number = front.members(study)[0]["number"]
+
+        def change(operation: dict[str, object]) -> None:
+            if operation["op_code"] == 6 and operation.get("trial_id") == number and operation.get("values"):
+                operation["values"] = [operation["values"][0], 3.0]  # type: ignore[index]
+
+        journal(study, change)
+        _, lines, _ = say()
+        assert wrong(lines) == {"costs"}
+
+    def test_a_tag_that_stayed_and_one_that_is_gone(self, study: Path, say: Say) -> None:
+        number = front.members(study)[0]["number"]
+        store(study).delete_tag(logged(study, f"trial {number}").info.run_id, "akd.front")
+        other = next(n for n in range(12) if n not in [m["number"] for m in front.members(study)])
+        store(study).set_tag(logged(study, f"trial {other}").info.run_id, "akd.front", "yes")
+        _, lines, _ = say()
+        assert wrong(lines) == {"front"}
+        assert f"trial {number} is on it, MLflow's tag says otherwise" in lines["front"]
+        assert f"trial {other} is not on it" in lines["front"]
+
+    def test_another_front_in_the_result(self, study: Path, say: Say) -> None:
+        number = front.members(study)[1]["number"]
+        result = json.loads((study / "result.json").read_text())
+        result["front"] = result["front"][:1]
+        (study / "result.json").write_text(json.dumps(result))
+        _, lines, _ = say()
+        assert wrong(lines) == {"front"}
+        assert f"{number}] by their folders" in lines["front"]
+
+    def test_another_value_in_the_result(self, study: Path, say: Say) -> None:
+        result = json.loads((study / "result.json").read_text())
+        result["front"][0]["values"]["parameters"] += 1
+        (study / "result.json").write_text(json.dumps(result))
+        _, lines, _ = say()
+        assert wrong(lines) == {"front"}
+        assert f"trial {result['front'][0]['number']} has other values in result.json" in lines["front"]

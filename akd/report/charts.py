@@ -1,7 +1,8 @@
 """Charts as SVG text: small functions of plain numbers, with no style of their own but the classes of :data:`STYLE`.
 
 Nothing is told by colour alone: finished trials are discs, stopped ones triangles, failed ones crosses, the winner a
-diamond; series have dashes of their own; accuracy is told by size as well. Every mark carries its value as a tooltip.
+diamond, trials on a front squares; series have dashes of their own; accuracy is told by size as well. Every mark
+carries its value as a tooltip.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ svg .triangle { fill: var(--page); stroke: var(--b); stroke-width: 1.8; }
 svg .cross { fill: none; stroke: var(--d); stroke-width: 2.2; }
 svg .diamond { fill: var(--ink); stroke: var(--page); stroke-width: 1.2; }
 svg .bar { fill: var(--a); } svg .whisker { stroke: var(--ink); stroke-width: 2; } svg .mean { fill: var(--ink); }
+svg .square { fill: var(--page); stroke: var(--ink); stroke-width: 2; }
 svg .seed { fill: none; stroke: var(--a); stroke-width: 1.6; }
 svg .q0 { fill: var(--q0); } svg .q1 { fill: var(--q1); } svg .q2 { fill: var(--q2); } svg .q3 { fill: var(--q3); }
 svg .q4 { fill: var(--q4); } svg .dot { stroke: var(--soft); stroke-width: 0.7; }
@@ -76,7 +78,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point: its place in values, its ``kind`` (disc, triangle, cross, diamond) and its tooltip."""
+    """A point: its place in values, its ``kind`` (disc, triangle, cross, diamond, square) and its tooltip."""
 
     x: float
     y: float
@@ -159,6 +161,7 @@ def _shape(x: float, y: float, kind: str, tip: str = "", size: float = 5.0) -> s
     else:
         name, ways = "path", {
             "triangle": f"M{x - r:.1f} {y - r * 0.8:.1f}h{2 * r:.1f}l{-r:.1f} {1.8 * r:.1f}z",
+            "square": f"M{x - r:.1f} {y - r:.1f}h{2 * r:.1f}v{2 * r:.1f}h{-2 * r:.1f}z",
             "cross": f"M{x - r:.1f} {y - r:.1f}l{2 * r:.1f} {2 * r:.1f}m0 {-2 * r:.1f}l{-2 * r:.1f} {2 * r:.1f}",
             "diamond": f"M{x:.1f} {y - 1.5 * r:.1f}l{1.4 * r:.1f} {1.5 * r:.1f}l{-1.4 * r:.1f} {1.5 * r:.1f}"
             f"l{-1.4 * r:.1f} {-1.5 * r:.1f}z",
@@ -178,7 +181,7 @@ def legend(items: Sequence[tuple[str, str]], y: float, x: float = 10.0) -> tuple
         width = 44 + 7.4 * len(words)
         if at + width > WIDTH and at > left:
             at, y = left, y + 20
-        if kind in ("disc", "triangle", "cross", "diamond", "seed") or kind.startswith("dot"):
+        if kind in ("disc", "triangle", "cross", "diamond", "square", "seed") or kind.startswith("dot"):
             body.append(_shape(at + 9, y + 4, kind, size=4.5))
         elif kind == "rung":
             body.append(_line(at + 9, y - 4, at + 9, y + 11, "rung"))
@@ -298,7 +301,7 @@ def scatter(
             way += [(at, way[-1][1])] if way else []
             way.append((at, value))
         body.append(_path([plot.at(a, max(bottom, v)) for a, v in way], "s0"))
-    for m in sorted(marks, key=lambda m: m.kind == "diamond"):
+    for m in sorted(marks, key=lambda m: {"square": 1, "diamond": 2}.get(m.kind, 0)):  # these above the others
         size = 6 if m.kind == "diamond" else 5 * _size(len(marks))
         body.append(_shape(*plot.at(m.x, max(bottom, m.y)), m.kind, m.tip, size))
     items, more = legend(keys, plot.end + 6) if keys else ([], 0.0)

@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from akd import config as configuration
 from akd import folder as run_folder
+from akd import objectives
+from akd.architectures import KEY, of_study, title
 from akd.config import Experiment
 from akd.errors import AkdError, many, reason
 from akd.folder import COMPLETE, FAILED, PRUNED, Run
+from akd.front import members
 from akd.journal import read_trials
+from akd.objectives import COSTS, figures_of
 from akd.provenance import sha256
 from akd.result import CONTROL_WORDS, StudyResult
 from akd.rungs import rungs
@@ -60,7 +64,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial or a control: validation accuracy (0..1) at its last epoch, its curve, what its views measured last."""
+    """A trial or a control: validation accuracy (0..1) at its last epoch, its curve, what its views measured last.
+
+    ``costs`` are those of its ``student``: cost -> figure.
+    """
 
     name: str
     number: int | None
@@ -71,6 +78,18 @@ class Trial:
     epochs: int
     curve: list[tuple[int, float]]
     views: dict[str, float] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+    student: str = ""
+
+
+@dataclass(frozen=True)
+class Student:
+    """An architecture of the space: what it costs, how many trials had it, and why it was left out, if it was."""
+
+    name: str
+    costs: dict[str, float]
+    trials: int
+    left_out: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +145,11 @@ class Facts:
         importance_note: from what it was computed, or why not.
         fidelity: rungs before the last epoch, the first one first: how they ranked the trials that were finished.
         view_curves: measure -> (epoch, value) of the best trial; head epochs end at epoch 0.
+        objectives: accuracy, and costs that should be low.
+        bounds: cost -> the most that is allowed.
+        students: all that the space names, those left out among them.
+        front: numbers of the finished trials that no other one beats in all objectives, the most accurate first; empty
+            with one objective.
     """
 
     study: str
@@ -158,6 +182,10 @@ class Facts:
     fidelity: list[Correlation]
     cost: dict[str, float]
     reproduce: dict[str, str]
+    objectives: list[str] = field(default_factory=lambda: ["accuracy"])
+    bounds: dict[str, float] = field(default_factory=dict)
+    students: list[Student] = field(default_factory=list)
+    front: list[int] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
         """State -> how many trials."""
@@ -176,13 +204,15 @@ def gather(study: Path) -> Facts:
     try:
         own, result = Run.read(study), StudyResult.read(study)
         experiment = configuration.load(study / "experiment.yaml", {}, strict=False)
-        trials, controls = _runs(study, "trials"), _runs(study, "controls")
+        trials, controls = (_runs(study, part, experiment.student.name) for part in ("trials", "controls"))
+        on_front = [member["number"] for member in members(study)]
+        space, table, left_out = of_study(study, parse(experiment), experiment)
         ranked = ranking(study)
         told = read_trials(study / "optuna.log", study.name)
         assert own is not None
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise AkdError(f"the study in {study} cannot be read: {reason(error)}") from None
-    axes = _axes(parse(experiment).searched)
+    axes = _axes(space.searched)
     stops = [] if experiment.search.scheduler == "none" else _rungs(experiment)
     search, best = experiment.search, ranked[0][0].number if ranked else None
     importance, note = _importance(told, [run.number for run, _, _ in ranked])
@@ -194,7 +224,7 @@ def gather(study: Path) -> Facts:
         started=own.started,
         data=experiment.data.name,
         teacher=experiment.teacher.name,
-        student=experiment.student.name,
+        student=title(experiment),
         method=experiment.method.title,
         question=_question(experiment, axes),
         answer=_answer(experiment, own, result, trials, best),
@@ -217,10 +247,18 @@ def gather(study: Path) -> Facts:
         fidelity=_fidelity(trials, [r for r in stops if r < experiment.train.epochs]),
         cost=_cost(study, result, trials, experiment.train.epochs),
         reproduce=_reproduce(study, own),
+        objectives=list(search.objectives),
+        bounds=search.constraints.given() if search.constraints else {},
+        students=[
+            Student(name, figures, sum(t.student == name for t in trials), left_out.get(name))
+            for name, figures in table.items()
+        ],
+        front=on_front,
     )
 
 
-def _runs(study: Path, part: str) -> list[Trial]:
+def _runs(study: Path, part: str, student: str) -> list[Trial]:
+    """Trials or controls; ``student`` is that of runs which do not say."""
     found = []
     for path in sorted(study.glob(f"{part}/*/run.json")):
         run, entries = Run.read(path.parent), run_folder.history(path.parent)
@@ -233,8 +271,32 @@ def _runs(study: Path, part: str) -> list[Trial]:
         views = {k: last[k] for k in VIEW_WORDS if math.isfinite(last.get(k, math.nan))}
         accuracy = curve[-1][1] if curve else None
         epochs = int(last.get("epoch", 0))
-        found.append(Trial(run.name, run.number, run.state, run.reason, run.parameters, accuracy, epochs, curve, views))
+        costs = figures_of(run.results)
+        own = run.parameters.get(KEY, student) if part == "trials" else _student(path.parent, student)
+        found.append(
+            Trial(
+                run.name,
+                run.number,
+                run.state,
+                run.reason,
+                run.parameters,
+                accuracy,
+                epochs,
+                curve,
+                views,
+                costs,
+                str(own),
+            )
+        )
     return sorted(found, key=lambda t: (t.number is not None, t.number or 0))
+
+
+def _student(folder: Path, default: str) -> str:
+    """The student of a control: not the experiment's own where no trial may have that."""
+    try:
+        return configuration.load(folder / "experiment.yaml", {}, strict=False).student.name
+    except AkdError:
+        return default
 
 
 def _axes(searched: Sequence[Parameter]) -> list[Axis]:
@@ -247,9 +309,15 @@ def _axes(searched: Sequence[Parameter]) -> list[Axis]:
 
 def _question(experiment: Experiment, axes: Sequence[Axis]) -> str:
     named = "; ".join(f"{a.name} ({a.words()})" for a in axes)
+    search, student = experiment.search, title(experiment)
+    one = student == experiment.student.name
+    low = [COSTS[name].words for name in search.objectives if name in COSTS]
+    told = objectives.told(search.constraints.given()) if search.constraints else []
     return (
-        f"Which settings of {experiment.method.title} make the best student of a {experiment.student.name}, "
+        f"Which settings of {experiment.method.title} make the best student{' of a' if one else ', one of'} {student}, "
         f"taught by a {experiment.teacher.name} on {experiment.data.name}? Searched: {named}."
+        + (f" Wanted beside a high accuracy: few {' and few '.join(low)}." if low else "")
+        + (f" Allowed at most: {', '.join(told)}." if told else "")
     )
 
 
@@ -274,9 +342,10 @@ def _answer(
             "Nothing is known of test images before the final runs, which compare the winner with the controls.",
         )
     test = result.champion["test"]
+    on_front = f" {said}" if (said := result.front_words()) else ""
     return (
         f"Trial {best} of {len(trials)} won: {titles} with {values}, and its final runs reach "
-        f"{plus_minus(test)} on the test images ({many(len(test['accuracy']), 'seed')}).",
+        f"{plus_minus(test)} on the test images ({many(len(test['accuracy']), 'seed')}).{on_front}",
         verdict(result),
     )
 

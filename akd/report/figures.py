@@ -82,6 +82,7 @@ def curves(facts: Facts) -> Figure | None:
     keys = [("best", "winner"), ("finished", "finished"), ("triangle", "stopped early")]
     keys += [(style, c.name) for c, style in _styled(facts.controls)]
     keys += [("rung", f"rung{'s' * (len(rungs) > 1)}: epoch {', '.join(map(str, rungs))}")] if rungs else []
+    among = " among trials of the same student" if len(facts.objectives) > 1 else ""
     words = f"Validation accuracy by epoch of {many(len(trials), 'trial')} and {many(len(facts.controls), 'control')}"
     return Figure(
         "Learning curves",
@@ -97,7 +98,7 @@ def curves(facts: Facts) -> Figure | None:
             rungs=rungs,
             keys=keys,
         ),
-        f"At a rung the scheduler ({facts.scheduler}) stops what is behind.{_fidelity(facts)}{cut}{more}"
+        f"At a rung the scheduler ({facts.scheduler}) stops what is behind{among}.{_fidelity(facts)}{cut}{more}"
         if rungs
         else f"No trial is stopped early.{cut}{more}",
     )

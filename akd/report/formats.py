@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from akd import checkpoint
-from akd.report import page
+from akd.objectives import COSTS
+from akd.report import fronts, page
 from akd.report.facts import Facts, gather
 
 
@@ -61,6 +62,10 @@ def markdown(facts: Facts) -> str:
     ]
     if facts.finals:
         parts += ["## Winner and controls", _table(*page.final_rows(facts))]
+    if facts.front:
+        parts += ["## Front", _table(*fronts.front_rows(facts))]
+    if len(facts.students) > 1 or facts.bounds:
+        parts += ["## Students", _table(*fronts.student_rows(facts))]
     parts.append("## Importance of parameters")
     if facts.importance:
         rows = [[key, f"{100 * share:.0f} %"] for key, share in facts.importance.items()]
@@ -107,6 +112,10 @@ def _parquet(facts: Facts, path: Path) -> None:
         columns[axis.key] = _column([t.parameters.get(axis.key) for t in runs])
     for key in sorted({k for t in runs for k in t.views}):
         columns[key] = pa.array([t.views.get(key) for t in runs], pa.float64())
+    for name in sorted({k for t in runs for k in t.costs}):
+        columns[COSTS[name].metric] = pa.array([t.costs.get(name) for t in runs], pa.float64())
+    if facts.front:
+        columns["on_front"] = pa.array([t.number in facts.front for t in runs], pa.bool_())
     side = path.with_name(f".{path.name}.{os.getpid()}")
     pq.write_table(pa.table(columns), side)
     os.replace(side, path)

@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from akd.architectures import KEY
 from akd.errors import many
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING
-from akd.report import figures
+from akd.report import figures, fronts
 from akd.report.charts import STYLE
 from akd.report.facts import VIEW_WORDS, Facts, Trial
 from akd.report.figures import Figure
@@ -61,6 +62,7 @@ def build(facts: Facts) -> str:
         f"<h2>Question</h2><p>{escape(facts.question)}</p>",
         f'<h2>Answer</h2><div class="answer">{"".join(f"<p>{escape(s)}</p>" for s in facts.answer)}</div>',
         *_result(facts),
+        *_front(facts),
         *_search(facts),
         *_parameters(facts),
         *_views(facts),
@@ -134,6 +136,26 @@ def _result(facts: Facts) -> list[str]:
     return ["<h2>Winner and controls</h2>", _grid(figures.results(facts)), table]
 
 
+def _front(facts: Facts) -> list[str]:
+    """The trials that stand on the front, and what the students of the space cost."""
+    found: list[str] = []
+    if facts.front:
+        head, rows = fronts.front_rows(facts)
+        place = facts.front.index(facts.best) if facts.best in facts.front else None
+        told = (
+            "<p>The finished trials that no other one beats in every objective. The student handed over is the "
+            "winner's, for its accuracy; another may be the better bargain.</p>"
+        )
+        table = _table(head, [[(cell, k > 1) for k, cell in enumerate(row)] for row in rows], best=place)
+        found = ["<h2>Front</h2>", told, _grid(fronts.figures(facts)), table]
+    if len(facts.students) > 1 or facts.bounds:
+        head, rows = fronts.student_rows(facts)
+        last = len(head) - 1
+        table = _table(head, [[(cell, 0 < k < last) for k, cell in enumerate(row)] for row in rows])
+        found += ["<h2>Students</h2>", table]
+    return found
+
+
 def _search(facts: Facts) -> list[str]:
     found = [f for f in (figures.curves(facts), figures.history(facts)) if f]
     return ["<h2>The search</h2>", _grid(found)] if found else []
@@ -201,8 +223,15 @@ def _trial_row(trial: Trial, facts: Facts, rungs: Sequence[int]) -> list[tuple[s
         ("state", state),
         ("epochs", str(trial.epochs)),
         *[(f"at epoch {r}", percent(by_epoch.get(r))) for r in rungs],
-        *[(a.name, show_value(trial.parameters[a.key]) if a.key in trial.parameters else "") for a in facts.axes],
+        *[(a.name, _value(trial, a.key)) for a in facts.axes],
     ]
+
+
+def _value(trial: Trial, key: str) -> str:
+    """A searched value; a control has none, but a student it has."""
+    if key in trial.parameters:
+        return show_value(trial.parameters[key])
+    return trial.student if key == KEY and trial.number is None else ""
 
 
 def _all_trials(facts: Facts) -> str:

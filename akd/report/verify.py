@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from akd import config as configuration
 from akd import folder as run_folder
+from akd import front
 from akd.addresses import check_tracking
 from akd.champion import final_seeds
 from akd.errors import ExperimentError, many, reason
 from akd.folder import COMPLETE, FAILED, RUNNING, Run
 from akd.journal import read_trials
-from akd.logged import experiment_title, scrubbed
+from akd.logged import scrubbed, title_of
+from akd.objectives import as_results, figures_of
 from akd.result import CONTROL_WORDS, StudyResult
 from akd.space import parse
 from akd.tracking import STATUS, client_of, mark_of
@@ -125,6 +127,11 @@ def verify(study: Path, uri: str) -> list[Check]:
         _finals(books),
     ]
     result = StudyResult.read(study)
+    search = front.asked(study)
+    if any(figures_of(run.results) for run in books.runs.values()):
+        checks.append(_costs(books, search.objectives))
+    if len(search.objectives) > 1 and result is not None and own.state == COMPLETE:
+        checks.append(_front(books, result))
     if result is not None or own.state == COMPLETE:
         checks.append(_result(books, result))
     return checks
@@ -170,7 +177,7 @@ def _read_mlflow(books: _Books, uri: str) -> str | None:
     if uri.startswith("sqlite:///") and not path.is_file():  # MLflow would make an empty store there
         return "there is no such file"
     config = configuration.load(books.study / "experiment.yaml", {}, strict=False)
-    title = experiment_title(config.data.name, config.teacher.name, config.student.name)
+    title = title_of(books.own, config.data.name, config.teacher.name, config.student.name)
     try:
         client = client_of(uri)
         experiment = client.get_experiment_by_name(title)
@@ -309,6 +316,43 @@ def _accuracies(books: _Books) -> Check:
             words = [f"{who} {_shown(value)}" for who, value in {"folder": mine, **said}.items()]
             problems.append(f"trial {number}: {', '.join(words)}")
     return Check("accuracy", tuple(problems), f"the last of {many(finished, 'finished trial')} is the same")
+
+
+def _costs(books: _Books, objectives: Sequence[str]) -> Check:
+    """What students cost: as MLflow's metrics, and as values of Optuna's trials where cost is an objective."""
+    problems, told = [], 0
+    for folder, run in books.runs.items():
+        mine, logged = as_results(figures_of(run.results)), books.only(folder)
+        if logged is not None and run.state != RUNNING:  # it is logged when a run ends
+            for metric, value in mine.items():
+                if not _same(value, theirs := logged.data.metrics.get(metric)):
+                    problems.append(f"{run.name}: {metric} is {value:g}, in MLflow {theirs}")
+        trial = books.told.get(run.number if run.number is not None else -1)
+        if trial is None or run.state != COMPLETE or folder.parent.name != "trials":
+            continue
+        told += 1
+        figures = figures_of(run.results)
+        values = list(trial.values or [])[1:]
+        wanted = [figures.get(name) for name in objectives[1:]]
+        if len(values) != len(wanted) or not all(map(_same, values, wanted)):
+            problems.append(f"{run.name}: costs {', '.join(map(str, wanted))}, in Optuna {', '.join(map(str, values))}")
+    more = f"; of {many(told, 'finished trial')} in Optuna, too" if len(objectives) > 1 else ""
+    return Check("costs", tuple(problems), f"of the students are the same in folders and MLflow{more}")
+
+
+def _front(books: _Books, result: StudyResult) -> Check:
+    """The front of the folders is that of ``result.json``, and its trials alone are tagged in MLflow."""
+    members = front.members(books.study)
+    mine, said = ([member["number"] for member in one] for one in (members, result.front))
+    problems = [] if mine == said else [f"trials {said} in result.json, {mine} by their folders"]
+    if not problems:
+        pairs = zip(members, result.front, strict=True)
+        problems += [f"trial {a['number']} has other values in result.json" for a, b in pairs if a != b]
+    for number, folder in books.trials().items():
+        logged = books.only(folder)
+        if logged is not None and (logged.data.tags.get(front.TAG) == "yes") != (number in mine):
+            problems.append(f"trial {number} is {'' if number in mine else 'not '}on it, MLflow's tag says otherwise")
+    return Check("front", tuple(problems), f"of {many(len(mine), 'trial')} is the same, and tagged in MLflow")
 
 
 def _epochs(books: _Books) -> Check:

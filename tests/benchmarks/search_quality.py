@@ -156,7 +156,7 @@ def searched(objective: Objective, experiment: Experiment, folder: Path, concurr
                 continue
             scheduler.on_trial_complete(None, one.trial, result)
             searcher.on_trial_complete(one.trial.trial_id, result)
-            mine = (rank_key(one.epoch, value, one.run.number), one.run.parameters)
+            mine = ((*rank_key(one.epoch, value), one.run.number or 0), one.run.parameters)
             best = mine if best is None or mine[0] < best[0] else best
         ended += 1
         if best is not None:
