@@ -6,7 +6,6 @@ Each is refused before anything starts, with what would really happen and what t
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from akd.config import Experiment, SearchConfig
 from akd.errors import ExperimentError, many
@@ -68,22 +67,20 @@ def grid_words(experiment: Experiment, space: Space) -> str | None:
     return f"the grid has {many(size, 'cell')}, as many as trials are asked for"
 
 
-def _refused(key: str, experiment: Experiment, problem: str, **place: Any) -> ExperimentError:
-    value = getattr(experiment.search, key)
-    where = experiment.origins.of(f"search.{key}")
-    return ExperimentError(problem, **{"key": f"search.{key}", "value": value, "where": where, **place})
+def _refused(key: str, experiment: Experiment, problem: str) -> ExperimentError:
+    value, full = getattr(experiment.search, key), f"search.{key}"
+    return ExperimentError(problem, key=full, value=value, where=experiment.origins.of(full))
 
 
 def _grid(experiment: Experiment, space: Space) -> None:
     for p in space.searched:
         key = f"space.{p.key}"
-        where = {"key": key, "value": f"{p.low:g} to {p.high:g}", "where": experiment.origins.of(key)}
         if p.kind == "float" and p.step is None and p.low < p.high:
             problem = "a grid needs a step here, or choices; search.sampler qmc spreads trials over a range"
-            raise _refused("sampler", experiment, problem, **where)
+            raise ExperimentError(problem, key=key, value=f"{p.low:g} to {p.high:g}", where=experiment.origins.of(key))
         if p.kind == "int" and p.log:
             problem = "a grid takes every whole number, so that log has no effect; give choices, like [4, 8, 16, 32]"
-            raise _refused("sampler", experiment, problem, **where)
+            raise ExperimentError(problem, key=key, value=f"{p.low:g} to {p.high:g}", where=experiment.origins.of(key))
     if count(space) > MOST_CELLS:
         problem = f"has more than {MOST_CELLS:,} cells on this space; give larger steps or fewer choices, or use qmc"
         raise _refused("sampler", experiment, problem)
