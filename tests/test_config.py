@@ -328,7 +328,10 @@ class TestMistakes:
                 ":1: method.host.temperature: unknown key, the host is none, allowed are name",
             ),
             ("method: {veiws: 1}", ":1: method.veiws: unknown key, did you mean 'views'?"),
-            ("search: {sampler: tpee}", ":1: search.sampler = 'tpee': must be one of random, tpe, did you mean 'tpe'?"),
+            (
+                "search: {sampler: tpee}",
+                ":1: search.sampler = 'tpee': must be one of cmaes, gp, grid, nsga2, qmc, random, tpe, did you mean 'tpe'?",
+            ),
             (
                 "search: {scheduler: none, grace: 2}",
                 ":1: search.grace = 2: has no effect while scheduler is 'none'; it needs scheduler: asha",
