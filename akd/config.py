@@ -137,6 +137,10 @@ class SearchConfig:
         choices=["all", "best", "champion", "none"],
         help="what MLflow keeps: every epoch, each trial's student, the champion's only, nothing",
     )
+    confirm: int = setting(
+        3, low=0, help="so many of the best finished trials run again before one wins; 0 or 1 turns it off"
+    )
+    confirm_seeds: int | None = setting(None, low=1, help="seeds they run again from; default 2 for digits, else 3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +311,10 @@ def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: 
     )
     space = _mapping(tree.get("space", {}) or {}, "space", origins)
     _check_names(parts, origins)
+    if strict and parts["search"].confirm < 2 and parts["search"].confirm_seeds is not None:
+        key, search = "search.confirm_seeds", parts["search"]
+        problem = f"has no effect where search.confirm is {search.confirm}: nothing is run again"
+        raise ExperimentError(problem, key=key, value=search.confirm_seeds, where=origins.of(key))
     return Experiment(**parts, space=space, origins=origins)
 
 

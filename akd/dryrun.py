@@ -125,10 +125,13 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
     searching = (training + start * (search.trials + 2)) / concurrent
     final_steps = (len(data.train) + len(data.val)) // experiment.train.batch_size * factor
     final = (search.champion_seeds or 1) * final_steps * (epochs * (2 * trial + alone) + heads)
+    again = min(search.confirm, search.trials) * (search.confirm_seeds or 1) if search.confirm > 1 else 0
+    confirming = again * (steps * trial * epochs + heads + start) / concurrent
     parts = {
         "teacher (kept from before)" if kept else "teacher": teacher
         + (GROUP_S if teacher and everything(search, here, own.train.batch_size).size > 1 else 0),
         "search": searching,
+        **({"confirmation at most": confirming} if confirming else {}),
         "final runs": final + (GROUP_S if everything(search, here, experiment.train.batch_size).size > 1 else 0),
     }
     each = f" on {resources.workers} workers" if resources.workers > 1 else ""

@@ -31,6 +31,8 @@ FLAGS = {
         "WHICH",
         "students MLflow keeps: all (each epoch), best (each run's last), champion, none",
     ),
+    "--confirm": ("search.confirm", "K", "the best K trials run again before one wins; 0 turns it off"),
+    "--confirm-seeds": ("search.confirm_seeds", "N", "seeds they run again from"),
 }
 #: Flags of a single run and of a teacher: those that are not about a search.
 RUN_FLAGS = ["--data", "--data-dir", "--teacher", "--teacher-weights", "--student", "--method", "--epochs"]

@@ -47,7 +47,11 @@ def complete(experiment: Experiment) -> Experiment:
     return replace(
         experiment,
         data=replace(experiment.data, dir=str(data_dir(experiment.data))),
-        search=replace(search, champion_seeds=search.champion_seeds or (2 if experiment.data.name == "digits" else 3)),
+        search=replace(
+            search,
+            champion_seeds=search.champion_seeds or (2 if experiment.data.name == "digits" else 3),
+            confirm_seeds=search.confirm_seeds or (2 if experiment.data.name == "digits" else 3),
+        ),
         train=replace(
             experiment.train,
             threads=experiment.train.threads or max(1, int((search.cpus_per_trial or 1) / search.workers_per_trial)),

@@ -73,19 +73,19 @@ class StudyASHA(_LiveTrials, ASHAScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         super().on_trial_add(tune_controller, trial)
-        if trial.config["kind"] == "control":
+        if trial.config["kind"] != "trial":  # controls and confirmation runs are never stopped
             return
         # A trial handed out again reports its last epoch once more: that one is decided now, those before were.
         entries = run_folder.history(Path(trial.config["folder"]))
         self.remember(trial.trial_id, entries[:-1])
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        if trial.config["kind"] == "control":
+        if trial.config["kind"] != "trial":
             return TrialScheduler.CONTINUE
         return super().on_trial_result(tune_controller, trial, result)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        if trial.config["kind"] == "control":
+        if trial.config["kind"] != "trial":
             self._trial_info.pop(trial.trial_id, None)
             return
         super().on_trial_complete(tune_controller, trial, result)

@@ -19,7 +19,7 @@ from akd.summary import program, shown_path
 
 _FILE = ".experiment.yaml"
 #: What an experiment may leave open: filled in from the machine a study was started on.
-_OPEN = ("data.dir", "search.champion_seeds", "train.threads", "teacher.train.threads")
+_OPEN = ("data.dir", "search.champion_seeds", "search.confirm_seeds", "train.threads", "teacher.train.threads")
 
 
 def keep(folder: Path, experiment: Experiment) -> None:

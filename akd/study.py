@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from akd import cluster, notices, spaces, started
+from akd import cluster, confirm, notices, spaces, started
 from akd import config as configuration
 from akd import folder as run_folder
 from akd.addresses import check_tracking
@@ -200,6 +200,7 @@ class _Study:
         keys = [p.key for p in ready.space.searched]
         self.display = display or Display(self.experiment.train.epochs, self.experiment.search.trials, keys)
         self.start_costs: list[float] = []
+        self.confirming = False
         self.sharing = sharing(ready)
         self.cache = cache_folder(self.experiment, self.output, mirror.shown) if self.sharing.keep else None
         run = Run.read(folder)
@@ -331,8 +332,9 @@ class _Study:
             f"{many(resources.cpus, 'CPU')} and {many(resources.gpus, 'GPU')}{each}"
         )
         with self.display.table():
-            for path in sorted([*self.folder.glob("controls/*"), *self.folder.glob("trials/*")]):
-                self._show(path)
+            for part in ("controls", "trials", "confirm"):
+                for path in sorted(self.folder.glob(f"{part}/*")):
+                    self._show(path)
             stopped, self.start_costs = tuning.run(
                 self.experiment,
                 searcher,
@@ -352,6 +354,10 @@ class _Study:
             self.display.update(run, int(last.get("epoch", 0)), last.get("val/accuracy"))
 
     def _changed(self, folder: Path) -> None:
+        if folder.parent.name == "confirm" and not self.confirming:
+            self.confirming = True
+            n, k = self.experiment.search.confirm_seeds or 1, self.experiment.search.confirm
+            self.display.say(f"confirming: the best {k} finished trials, from {many(n, 'other seed')}")
         self._show(folder)
         self.mirror.up(folder)
         self._logged(folder)
@@ -384,7 +390,9 @@ class _Study:
             reasons = Counter(r.reason for r in runs(self.folder, "trials") if r.state == FAILED)
             why = "; ".join(f"{n} x {reason}" for reason, n in reasons.most_common(3))
             raise AkdError(f"no trial finished: {why or 'none was started'} (see {shown_path(self.folder)}/trials)")
-        best = ranked[0][0]
+        race = confirm.race(self.folder, self.experiment, ranked)
+        first = next((r for r in ranked if race.winner and r[0].number == race.winner.number), ranked[0])
+        best = first[0]
         winner = self.experiment.with_values(best.parameters)
         experiments = {"champion": winner, **at_length_of(winner, self.ready.controls)}
         seeds, team = len(final_seeds(winner)), session.team(winner.train.batch_size)
@@ -415,12 +423,13 @@ class _Study:
             self.folder,
             self.ready,
             teacher,
-            ranked[0],
+            first,
             tested,
             handed,
             seconds=before + time.time() - began,
             start_costs=self.start_costs,
             mirror=self.mirror,
+            confirmation=confirm.summary(race),
         )
         result.write(self.folder)
         self.mirror.up_all(handed)
@@ -468,6 +477,7 @@ class _Study:
         figures = {
             "best/val_accuracy": result.best_trial["validation_accuracy"],
             "champion/test_accuracy": result.champion["test"]["mean"],
+            **{f"confirm/{name}": value for name, value in confirm.figures(result.confirmation).items()},
             **{f"gain/{name}_points": gain.mean for name, gain in result.gain.items()},
             "device_hours": result.device_hours,
             **{f"teacher/{name}": float(count) for name, count in result.teacher_passes.items()},

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from akd import confirm
 from akd import folder as run_folder
 from akd.config import Experiment
 from akd.errors import many
@@ -76,6 +77,7 @@ def make_result(
     seconds: float,
     start_costs: list[float],
     mirror: Mirror,
+    confirmation: dict[str, Any] | None = None,
 ) -> StudyResult:
     """The result of a study whose final runs are done.
 
@@ -86,6 +88,7 @@ def make_result(
         seconds: wall-clock time of all sessions.
         start_costs: pauses between trials of one worker, seconds.
         mirror: what nodes share.
+        confirmation: how the winner was named, see :func:`akd.confirm.summary`.
     """
     experiment: Experiment = ready.experiment
     run, accuracy, epochs = best
@@ -114,7 +117,7 @@ def make_result(
             "epochs_run": epochs,
         },
         champion={"test": asdict(scores(tested["champion"])), "student": str(handed)},
-        gain={name: paired_gain(tested["champion"], tested[name]) for name in ready.controls},
+        gain={name: paired_gain(tested["champion"], tested[name], len(ready.controls)) for name in ready.controls},
         effective_soft_target_weight=(
             None if winner.method.normalise else soft_weight(winner.method, len(ready.data.dataset.classes))
         ),
@@ -124,6 +127,7 @@ def make_result(
         device_hours=trained / 3600,
         teacher_passes=teacher_passes(study, asked, made, mirror.storage),
         start_cost_s={"median": pauses[len(pauses) // 2], "largest": pauses[-1]} if pauses else {},
+        confirmation=confirmation or {},
     )
 
 
@@ -147,6 +151,7 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
     lines = [
         f"trial {best['number']}: {values}",
         f"validation {percent(best['validation_accuracy'])} % after {many(best['epochs_run'], 'epoch')}",
+        *confirm.lines(result.confirmation),
         "",
         f"test accuracy, {n} final run{'s' * (n > 1)} each     {f'gain of the winner{sure}':>40}",
         f"  {'winner':<14} {plus_minus(test)}",

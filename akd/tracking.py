@@ -291,7 +291,8 @@ class Tracker:
         if self.keep == "all":
             every = sorted((folder / "students").glob("epoch_*")) if (folder / "students").is_dir() else []
             parts += every if run.state != RUNNING else every[:-1]  # the newest may still be being written
-        if run.state != RUNNING and (self.keep in ("all", "best") or champion):
+        wanted = self.keep == "all" or (self.keep == "best" and run.kind != "confirm")
+        if run.state != RUNNING and (wanted or champion):
             parts.append(folder / "student")
         if run.state == FAILED:
             parts.append(folder / "error.txt")

@@ -118,6 +118,7 @@ class Facts:
         importance: parameter -> share, the largest first; empty if trials are too few.
         importance_note: from what it was computed, or why not.
         view_curves: measure -> (epoch, value) of the best trial; head epochs end at epoch 0.
+        confirmation: the race that named the winner, see :func:`akd.confirm.summary`.
     """
 
     study: str
@@ -149,6 +150,7 @@ class Facts:
     correlations: list[Correlation]
     cost: dict[str, float]
     reproduce: dict[str, str]
+    confirmation: dict[str, Any] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """State -> how many trials."""
@@ -176,6 +178,8 @@ def gather(study: Path) -> Facts:
         raise AkdError(f"the study in {study} cannot be read: {reason(error)}") from None
     axes = _axes(parse(experiment).searched)
     search, best = experiment.search, ranked[0][0].number if ranked else None
+    if result is not None:  # the search's order is not the last word: it was confirmed
+        best = result.best_trial["number"]
     importance, note = _importance(told, [run.number for run, _, _ in ranked])
     return Facts(
         study=study.name,
@@ -207,6 +211,7 @@ def gather(study: Path) -> Facts:
         correlations=_correlations(trials),
         cost=_cost(study, result, trials, experiment.train.epochs),
         reproduce=_reproduce(study, own),
+        confirmation=result.confirmation if result else {},
     )
 
 

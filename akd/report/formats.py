@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from akd import checkpoint
+from akd import checkpoint, confirm
 from akd.report import page
 from akd.report.facts import Facts, gather
 
@@ -61,6 +61,8 @@ def markdown(facts: Facts) -> str:
     ]
     if facts.finals:
         parts += ["## Winner and controls", _table(*page.final_rows(facts))]
+    if facts.confirmation:
+        parts += ["## Confirmation", _cell(page.confirmation_words(facts)), _table(*confirm.rows(facts.confirmation))]
     parts.append("## Importance of parameters")
     if facts.importance:
         rows = [[key, f"{100 * share:.0f} %"] for key, share in facts.importance.items()]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from akd import confirm
 from akd.errors import many
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING
 from akd.report import figures
@@ -61,6 +62,7 @@ def build(facts: Facts) -> str:
         f"<h2>Question</h2><p>{escape(facts.question)}</p>",
         f'<h2>Answer</h2><div class="answer">{"".join(f"<p>{escape(s)}</p>" for s in facts.answer)}</div>',
         *_result(facts),
+        *_confirmation(facts),
         *_search(facts),
         *_parameters(facts),
         *_views(facts),
@@ -132,6 +134,23 @@ def _result(facts: Facts) -> list[str]:
     head, rows = final_rows(facts)
     table = _table(head, [[(cell, k in (1, 2, 4, 5)) for k, cell in enumerate(row)] for row in rows], best=0)
     return ["<h2>Winner and controls</h2>", _grid(figures.results(facts)), table]
+
+
+def confirmation_words(facts: Facts) -> str:
+    """What was run again, and what came out."""
+    told = facts.confirmation
+    asked = f"{many(len(told['trials']), 'trial')} of the highest validation accuracy ran again from other seeds"
+    why = "the score a trial is chosen for is partly luck, and does not count here"
+    return f"{asked}, on the same images: {why}. {'; '.join(line.strip() for line in confirm.lines(told))}."
+
+
+def _confirmation(facts: Facts) -> list[str]:
+    if not facts.confirmation:
+        return []
+    head, rows = confirm.rows(facts.confirmation)
+    best = 0 if facts.confirmation["winner"] is not None else None
+    table = _table(head, [[(cell, k in (1, 2, 4)) for k, cell in enumerate(row)] for row in rows], best=best)
+    return ["<h2>Confirmation</h2>", f"<p>{escape(confirmation_words(facts))}</p>", table]
 
 
 def _search(facts: Facts) -> list[str]:
