@@ -44,13 +44,14 @@ class Prepared:
 def complete(experiment: Experiment) -> Experiment:
     """The experiment with everything filled in that was left open, and folders and files as whole paths."""
     search, weights = experiment.search, experiment.teacher.weights
+    seeds = 2 if experiment.data.name == "digits" else 3
     return replace(
         experiment,
         data=replace(experiment.data, dir=str(data_dir(experiment.data))),
         search=replace(
             search,
-            champion_seeds=search.champion_seeds or (2 if experiment.data.name == "digits" else 3),
-            confirm_seeds=search.confirm_seeds or (2 if experiment.data.name == "digits" else 3),
+            champion_seeds=search.champion_seeds or seeds,
+            confirm_seeds=(search.confirm_seeds or seeds) if search.confirm > 1 else None,
         ),
         train=replace(
             experiment.train,

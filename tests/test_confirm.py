@@ -117,7 +117,7 @@ class TestRule:
         self, k: int, n: int, trials: int, images: int | None, spread: float
     ) -> None:
         """Whole searches: true values, noisy scores, the race of the best k. Seeds differ by 0.25 points."""
-        draw, dropped, races, plain, confirmed = random.Random(5), 0, 600, 0.0, 0.0
+        draw, dropped, races, plain, confirmed = random.Random(5), 0, 2000, 0.0, 0.0
 
         def measure(value: float) -> float:
             found = 0.97 + 0.0025 * (value + draw.gauss(0, 1))
@@ -136,7 +136,9 @@ class TestRule:
             dropped += best not in left and true[best] > max(true[t] for t in left)
             plain += true[chosen[0]]
             confirmed += true[max(left, key=lambda t: statistics.fmean(told[t]))]
-        assert dropped / races <= 0.02  # measured on 3,000 races each: 1.2 % at most, with 2 of 8 trials
+        assert (
+            dropped / races <= 0.02
+        )  # measured on 5,000 races each: 1.3 % at most, where true values lie half a spread of seeds apart
         if spread == 1.0:
             assert confirmed > plain  # what it is for: the winner is truly better
 
@@ -296,7 +298,7 @@ class Lucky(Session):
 
     def luck(self, folder: Path) -> float:
         digest = hashlib.sha256(folder.name.encode()).digest()
-        return 0.02 * random.Random(digest).gauss(0, 1)
+        return 0.2 * random.Random(digest).gauss(0, 1)
 
 
 class TestSearch:
@@ -375,7 +377,7 @@ class TestSearch:
         e = self.E(trials=5, seed=2)
         with monkeypatch.context() as patch:
             before = count_writes(patch, math.inf)
-            Lucky(tmp_path / "trials", self.E(trials=5, seed=2, confirm=0)).run()
+            Lucky(tmp_path / "trials", self.E(trials=5, seed=2, confirm=0, confirm_seeds=None)).run()
         with monkeypatch.context() as patch:
             count = count_writes(patch, math.inf)
             Lucky(tmp_path / "whole", e).run()

@@ -81,7 +81,7 @@ class Session:
     def start(self) -> tuple[str, dict[str, Any]] | None:
         trial_id = next(self._ids)
         config = self.searcher.suggest(trial_id)
-        if config == Searcher.FINISHED:
+        if config is None or config == Searcher.FINISHED:
             return None
         self.order.append(config["name"])
         return trial_id, config
@@ -120,13 +120,11 @@ class Session:
     def run(self, concurrent: int = 1) -> None:
         """Until the searcher has no more, ``concurrent`` at a time, an epoch each in turn."""
         busy: list[Iterator[str | None]] = []
-        more = True
-        while more or busy:
-            while more and len(busy) < concurrent:
-                started = self.start()
-                more = started is not None
-                if started is not None:
-                    busy.append(self.epochs(*started))
+        while True:
+            while len(busy) < concurrent and (started := self.start()) is not None:
+                busy.append(self.epochs(*started))
+            if not busy:
+                return
             busy = [b for b in busy if next(b, "ended") is None]
 
 
