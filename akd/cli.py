@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from akd import __version__, evaluate_verb
+from akd import __version__, compare_verb, evaluate_verb
 from akd.errors import AkdError, ExperimentError, Interrupted, near
 from akd.flags import FLAGS as _FLAGS
 from akd.flags import RUN_FLAGS as _RUN_FLAGS
@@ -53,6 +53,16 @@ def _parser() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     _add_places(search)
     search.add_argument("--dry-run", action="store_true", help="show what would be done and how long it would take")
     search.add_argument("--resume", metavar="NAME", help="go on with a study that was interrupted")
+
+    compare = verbs.add_parser(
+        "compare",
+        help="search several spaces at equal budget, compare their winners",
+        description=compare_verb.DESCRIPTION,
+        epilog=_DOTTED,
+        allow_abbrev=False,
+    )
+    compare_verb.add_arguments(compare)
+    _add_places(compare)
 
     train = verbs.add_parser(
         "train",
@@ -239,7 +249,7 @@ def _experiment(args: argparse.Namespace, words: list[str]) -> Any:
         text = getattr(args, key, None)
         if text is not None:
             values[key] = _seconds(text) if key == "search.time_budget" else parse_value(text, flag)
-            typed[key] = flag
+            typed[key] = "--seeds" if args.verb == "compare" and flag == compare_verb.SEEDS else flag
     if getattr(args, "seed", None) is not None:
         for key in ("search.seed", "train.seed", "train.plan_seed"):
             values[key], typed[key] = parse_value(args.seed, "--seed"), "--seed"
@@ -427,6 +437,9 @@ def _run(arguments: Sequence[str]) -> None:
         raise unknown(args.verb, strange[0], plain, verbs)
     if args.verb == "search":
         _search(args, words)
+        return
+    if args.verb == "compare":
+        compare_verb.run(args, words, _experiment, _places(args))
         return
     if args.verb == "train":
         _train(args, words)

@@ -133,7 +133,7 @@ def epochs_left(study: Path, experiment: Experiment) -> int:
 
 def _before_its_time(study: Path) -> bool:
     """A study whose final runs began before there was confirmation: its winner has been named."""
-    return (study / "finals").is_dir() and not (study / "confirm").is_dir()
+    return any(study.glob("finals/champion-*")) and not (study / "confirm").is_dir()
 
 
 def race(study: Path, experiment: Experiment, ranked: Sequence[tuple[Run, float, int]], unfinished: int = 0) -> Race:

@@ -172,7 +172,7 @@ def _new_folder(output: Path, name: str) -> Path:
         run = None
         with contextlib.suppress(ValueError, TypeError):  # damaged: the command says so
             run = Run.read(folder)
-        verb = "search" if run is None or run.kind == "study" else "train"
+        verb = {"study": "search", "comparison": "compare"}.get(run.kind if run else "study", "train")
         raise ExperimentError(
             f"exists already in {output}; go on with 'akd {verb} --resume {name}' or choose another --name",
             key="name",

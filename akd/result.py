@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,18 @@ def scores(accuracy: dict[int, float]) -> Scores:
     values = list(accuracy.values())
     std = statistics.stdev(values) if len(values) > 1 else None
     return Scores({str(seed): a for seed, a in accuracy.items()}, statistics.fmean(values), std)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """95 % interval of the mean (Student's t); none for one value or equal ones, which show no spread."""
+    from scipy.stats import t
+
+    n = len(values)
+    if n < 2 or max(values) - min(values) < 1e-12:
+        return None, None
+    half = float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    mean = statistics.fmean(values)
+    return mean - half, mean + half
 
 
 def paired_gain(champion: Mapping[int, float], control: Mapping[int, float], comparisons: int = 1) -> Gain:

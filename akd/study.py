@@ -79,19 +79,31 @@ def search(
         ray_address=ray_address,
         storage=storage,
     )
-    name, tags = folder.name, tracking_tag(uri, folder.parent) | {"versions": versions()} | mirror.tags()
+    found(ready, folder, uri, mirror)
+    return _Study(ready, folder, uri, ray_address, mirror, display).run()
+
+
+def found(ready: Prepared, folder: Path, uri: str, mirror: Mirror, tags: Mapping[str, str] | None = None) -> None:
+    """Make the folder of a study that has passed :func:`check`; from then on :func:`resume` can go on with it.
+
+    Args:
+        tags: more that the study is to note of itself.
+
+    Raises:
+        ExperimentError: another machine steers a study of this name, or the folder cannot be written.
+    """
+    name, own = folder.name, tracking_tag(uri, folder.parent) | {"versions": versions()} | mirror.tags()
     if mirror.storage is not None and mirror.storage.exists(f"{name}/run.json"):
         go_on = f"akd search --resume {name} --storage ..."
         problem = f"exists already in {mirror.shown}; go on with '{go_on}' or choose another --name"
         raise ExperimentError(problem, key="name", value=name)
     try:
         started.keep(folder, ready.experiment)
-        run_folder.create(folder, ready.experiment, Run("study", name, tags=tags))
+        run_folder.create(folder, ready.experiment, Run("study", name, tags={**own, **(tags or {})}))
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
         raise ExperimentError(problem, key="output", value=str(folder.parent)) from None
     mirror.up_all(folder)
-    return _Study(ready, folder, uri, ray_address, mirror, display).run()
 
 
 def check(
@@ -156,7 +168,9 @@ def resume(
     run = Run.read(folder)
     assert run is not None
     if run.kind != "study":
-        raise ExperimentError(f"is a {run.kind} run; go on with 'akd train --resume {name}'", key="resume", value=name)
+        verb = "compare" if run.kind == "comparison" else "train"
+        problem = f"is a {run.kind}{' run' * (verb == 'train')}; go on with 'akd {verb} --resume {name}'"
+        raise ExperimentError(problem, key="resume", value=name)
     uri = address_of(run.tags.get("tracking"), folder.parent, tracking_uri)
     ready = prepare(full)
     with placed(full):

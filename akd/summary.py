@@ -32,6 +32,12 @@ def runs(study: Path, part: str) -> list[Run]:
     return [r for p in sorted(study.glob(f"{part}/*/run.json")) if (r := Run.read(p.parent))]
 
 
+def lent(folder: Path) -> bool:
+    """True if a run was trained in another study of a comparison, and copied."""
+    run = Run.read(folder)
+    return run is not None and "lent_by" in run.tags
+
+
 def costs(study: Path, teacher: Teacher | None) -> tuple[float, int, int]:
     """What a whole study took: seconds of training (of a teacher it trained itself, too), and of the teacher in it.
 
@@ -40,6 +46,8 @@ def costs(study: Path, teacher: Teacher | None) -> tuple[float, int, int]:
     """
     seconds, asked, made = 0.0, 0, 0
     for path in study.glob("*/*/run.json"):
+        if lent(path.parent):  # another study paid for it
+            continue
         entries = [*run_folder.head_history(path.parent), *run_folder.history(path.parent)]
         seconds += sum(e["time/epoch_s"] * e.get("time/devices", 1) for e in entries)
         asked += sum(round(e.get("time/teacher_asked", 0)) for e in entries)

@@ -286,6 +286,8 @@ class Tracker:
         """What of a run's folder belongs into MLflow by now."""
         if run.kind == "study":
             return [folder / "result.json", folder / "report.html"] if run.state != RUNNING else []
+        if run.kind == "comparison":
+            return [folder / "comparison.json", folder / "comparison.md"] if run.state != RUNNING else []
         parts: list[Path] = []
         champion = self.keep == "champion" and run.kind == "final" and run.name.startswith("champion")
         if self.keep == "all":

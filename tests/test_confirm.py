@@ -287,7 +287,7 @@ class TestRace:
 
     def test_a_study_of_before_whose_final_runs_began_keeps_its_winner(self, tmp_path: Path) -> None:
         searched(tmp_path, [0.90, 0.95])
-        (tmp_path / "finals").mkdir()
+        (tmp_path / "finals" / "champion-seed1").mkdir(parents=True)
         assert stands(tmp_path).entrants == ()
         ran(tmp_path, 1, stands(tmp_path).seeds[0], 0.9)  # it was confirmed
         assert len(stands(tmp_path).entrants) == 2

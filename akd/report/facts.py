@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from akd.errors import AkdError, many, reason
 from akd.folder import COMPLETE, FAILED, PRUNED, Run
 from akd.journal import read_trials
 from akd.provenance import sha256
-from akd.result import CONTROL_WORDS, StudyResult
+from akd.result import CONTROL_WORDS, StudyResult, mean_interval
 from akd.space import Parameter, parse
 from akd.summary import costs, plus_minus, teacher_passes, verdict
 from akd.terminal import percent, short_names, show_value
@@ -282,21 +281,9 @@ def _finals(result: StudyResult) -> list[Final]:
     for name, scores in every.items():
         test = scores["test"]
         words = "winner" if name == "champion" else CONTROL_WORDS[name]
-        low, high = _interval(list(test["accuracy"].values()))
+        low, high = mean_interval(list(test["accuracy"].values()))
         found.append(Final(name, words, test["accuracy"], test["mean"], test["std"], low, high))
     return found
-
-
-def _interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """95 % interval of the mean (Student's t); none for one value or equal ones, which show no spread."""
-    from scipy.stats import t
-
-    n = len(values)
-    if n < 2 or max(values) - min(values) < 1e-12:
-        return None, None
-    half = float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
-    mean = statistics.fmean(values)
-    return mean - half, mean + half
 
 
 def _importance(told: Sequence[FrozenTrial], ranked: Sequence[int | None]) -> tuple[dict[str, float], str]:
