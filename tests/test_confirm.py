@@ -488,7 +488,7 @@ class TestTold:
 @pytest.mark.ray
 def test_a_search_through_tune_confirms_its_winner(tmp_path: Path) -> None:
     """Real Tune on two workers: no worker is started again, all records agree."""
-    experiment = simulated.experiment(12, 6, concurrent=2, seed=1, confirm=3, confirm_seeds=3)
+    experiment = simulated.experiment(6, 4, concurrent=2, seed=1, confirm=3, confirm_seeds=3, scheduler="none")
     with simulated.instead_of_training():
         result = akd.search(experiment, name="s", output=tmp_path)
     study = tmp_path / "s"
@@ -502,6 +502,6 @@ def test_a_search_through_tune_confirms_its_winner(tmp_path: Path) -> None:
         assert run is not None
         assert run.state == COMPLETE
         for seed, value in trial["accuracy"].items():
-            assert value == simulated.accuracy(run.parameters, int(seed), 6, 6)
+            assert value == simulated.accuracy(run.parameters, int(seed), 4, 4)
     means = {t["number"]: t["mean"] for t in told["trials"] if not t["dropped"]}
     assert max(means, key=lambda n: means[n]) == told["winner"]
