@@ -104,7 +104,8 @@ def experiment(args: argparse.Namespace, words: list[str]) -> Experiment:
         text = getattr(args, key, None)
         if text is not None:
             values[key] = _seconds(text) if key == "search.time_budget" else parse_value(text, flag)
-            typed[key] = flag
+            # 'akd compare' calls the seeds of final runs so.
+            typed[key] = "--seeds" if args.verb == "compare" and flag == "--champion-seeds" else flag
     if getattr(args, "seed", None) is not None:
         for key in ("search.seed", "train.seed", "train.plan_seed"):
             values[key], typed[key] = parse_value(args.seed, "--seed"), "--seed"

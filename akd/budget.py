@@ -1,8 +1,9 @@
 """What a search may take, in device-hours, money and time: what was spent, what is bound, and whether more fits.
 
 No part of a trial (up to its next rung; all of it without a scheduler) is started that would pass the budget, what runs
-is finished, and the winner is trained whatever it takes: the final runs' share is set aside from the first epoch that
-was measured. A device is what an epoch's line calls one: a GPU, or the CPUs of a worker where there is none.
+is finished, and the winner is confirmed and trained whatever it takes: the share of these runs is set aside from the
+first epoch that was measured. A device is what an epoch's line calls one: a GPU, or the CPUs of a worker where there is
+none.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from akd import confirm
 from akd import folder as run_folder
 from akd.config import Experiment, SearchConfig
 from akd.folder import COMPLETE, PRUNED, RUNNING, Run
@@ -96,6 +98,7 @@ class Budget:
         self.final_share, self.elapsed, self.say = final_share, elapsed, say
         self._stretch = _longest(experiment)
         self._ended, self._finals = teacher_s, 0.0
+        self._again = confirm.epochs_left(study, experiment)  # of confirmation runs that have not begun
         self._live: dict[Path, _Live] = {}
         self._paces: list[float] = []  # of trials that ended, in order
         self._controls: dict[str, float] = {}
@@ -129,6 +132,8 @@ class Budget:
         seconds, heads, epochs = spent(folder)
         bound = next(s for s in self.stages if s >= min(epochs, self.epochs)) if kind == "trial" else self.epochs
         self._live[folder] = _Live(kind, folder.name, bound, seconds, heads, epochs)
+        if kind == "confirm":  # from here on it is bound, no longer set aside
+            self._again = max(0, self._again - (self.epochs - epochs))
         self._heads = max(self._heads, heads)
 
     def epoch(self, folder: Path, epoch: int, seconds: float | None) -> None:
@@ -220,7 +225,7 @@ class Budget:
 
     @property
     def set_aside(self) -> float:
-        """What the final runs will still take: winner and controls, all seeds, on validation images too."""
+        """What confirmation and final runs will still take: the latter all seeds, on validation images too."""
         kd, none = (self._controls.get(name) for name in ("kd", "none"))
         champion = max(self.typical, kd or 0.0)
         for run in self._live.values():
@@ -229,7 +234,7 @@ class Budget:
         others = self._stretch * ((champion if kd is None else kd) + (champion if none is None else none))
         seeds = self.search.champion_seeds or 1
         full = seeds * self.final_share * (self.epochs * (champion + others) + self._heads)
-        return max(0.0, full - self._finals)
+        return max(0.0, full - self._finals) + self._again * champion
 
     @property
     def typical(self) -> float:
@@ -273,7 +278,7 @@ class Budget:
             self._said.add("shares")
             self.say(
                 f"budget {limit_words(self.search)}: {hours(self.spent)} spent so far, "
-                f"about {hours(self.set_aside)} set aside for the final runs"
+                f"about {hours(self.set_aside)} set aside for confirmation and final runs"
             )
 
     def _once(self, line: str) -> None:
@@ -333,7 +338,7 @@ def allows(search: SearchConfig, fixed: float, trial: float, start: float) -> st
     """What a budget would allow, in words; ``None`` where none is set.
 
     Args:
-        fixed: device-seconds of teacher, controls and final runs.
+        fixed: device-seconds of teacher, controls, confirmation and final runs.
         trial: of a trial on average.
         start: of a trial's first part.
     """
@@ -341,7 +346,7 @@ def allows(search: SearchConfig, fixed: float, trial: float, start: float) -> st
     if limit is None:
         return None
     left, words = limit - fixed, f"the budget of {limit_words(search)}"
-    rest = f"teacher, controls and final runs take about {hours(fixed)}"
+    rest = f"all but the trials takes about {hours(fixed)}"
     if left < start:
         return f"{words} would be passed: {rest}; one trial would be tried all the same"
     count = max(1, int(left / trial)) if trial else search.trials

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from akd import (
     __version__,
+    compare_verb,
     data_verb,
     evaluate_verb,
     export_verb,
@@ -47,6 +48,7 @@ class _Parser(argparse.ArgumentParser):
 #: Verbs that take the keys of an experiment, and those that do not.
 _WITH_KEYS = {
     "search": search_verb.run,
+    "compare": compare_verb.run,
     "train": train_verb.run,
     "teacher": teacher_verb.run,
     "teacher-cache": teacher_verb.run_cache,
@@ -75,6 +77,13 @@ def _parser() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
         search_verb.add_arguments,
         help="search a space, train the winner",
         description=search_verb.DESCRIPTION,
+        epilog=DOTTED,
+    )
+    add(
+        "compare",
+        compare_verb.add_arguments,
+        help="search several spaces at equal budget, compare their winners",
+        description=compare_verb.DESCRIPTION,
         epilog=DOTTED,
     )
     add(

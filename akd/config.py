@@ -176,6 +176,10 @@ class SearchConfig:
         ("accuracy",), choices=objectives.NAMES, help="accuracy, and what the student should cost little of"
     )
     constraints: ConstraintsConfig | None = None
+    confirm: int = setting(
+        3, low=0, help="so many of the best finished trials run again before one wins; 0 or 1 turns it off"
+    )
+    confirm_seeds: int | None = setting(None, low=1, help="seeds they run again from; default 2 for digits, else 3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,6 +352,10 @@ def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: 
     if parts["search"].cost is not None and parts["search"].price is None:
         problem = "needs the price of a device-hour: search.price, or --price X"
         raise ExperimentError(problem, key="search.cost", value=parts["search"].cost, where=origins.of("search.cost"))
+    if strict and parts["search"].confirm < 2 and parts["search"].confirm_seeds is not None:
+        key, search = "search.confirm_seeds", parts["search"]
+        problem = f"has no effect where search.confirm is {search.confirm}: nothing is run again"
+        raise ExperimentError(problem, key=key, value=search.confirm_seeds, where=origins.of(key))
     return Experiment(**parts, space=space, origins=origins)
 
 

@@ -121,10 +121,13 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
     searching = (training + start * (search.trials + 2)) / concurrent
     final_steps = (len(data.train) + len(data.val)) // experiment.train.batch_size * factor
     final = (search.champion_seeds or 1) * final_steps * (epochs * (2 * trial + alone) + heads)
+    again = min(search.confirm, search.trials) * (search.confirm_seeds or 1) if search.confirm > 1 else 0
+    confirming = again * (steps * trial * epochs + heads + start) / concurrent
     parts = {
         "teacher (kept from before)" if kept else "teacher": teacher
         + (GROUP_S if teacher and everything(search, here, own.train.batch_size).size > 1 else 0),
         "search": searching,
+        **({"confirmation at most": confirming} if confirming else {}),
         "final runs": final + (GROUP_S if everything(search, here, experiment.train.batch_size).size > 1 else 0),
     }
     each = f" on {resources.workers} workers" if resources.workers > 1 else ""
@@ -135,7 +138,7 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
         soft_wrap=True,
     )
     console.print("estimated time: " + ", ".join(f"{k} {duration(v)}" for k, v in parts.items()), soft_wrap=True)
-    fixed = teacher + steps * (trial + alone) * epochs + final
+    fixed = teacher + steps * (trial + alone) * epochs + again * (steps * trial * epochs + heads) + final
     first = steps * trial * stages(search, epochs)[0]
     words = [grid_words(experiment, ready.space), allows(search, fixed, steps * (trial * mean + heads), first)]
     for line in [*shared.words(), *filter(None, words)]:

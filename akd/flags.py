@@ -40,6 +40,8 @@ FLAGS = {
         "accuracy, and costs to keep low beside it: accuracy,parameters (flops, latency_1, latency_64)",
     ),
     "--constraint": ("search.constraints", "COST=MOST", "what the student may cost at most: parameters=1M,latency_1=3"),
+    "--confirm": ("search.confirm", "K", "the best K trials run again before one wins; 0 turns it off"),
+    "--confirm-seeds": ("search.confirm_seeds", "N", "seeds they run again from"),
 }
 #: Flags of a single run and of a teacher: those that are not about a search.
 RUN_FLAGS = ["--data", "--data-dir", "--teacher", "--teacher-weights", "--student", "--method", "--epochs"]

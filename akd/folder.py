@@ -41,8 +41,8 @@ class Run:
     """What ``run.json`` holds.
 
     Attributes:
-        kind: ``trial``, ``control``, ``final`` or ``teacher``.
-        name: unique within the study: ``trial 3``, ``control none``, ``champion seed 0``.
+        kind: ``study``, ``trial``, ``control``, ``confirm``, ``final`` or ``teacher``.
+        name: unique within the study: ``trial 3``, ``control none``, ``trial 3 seed 101``, ``champion seed 0``.
         number: Optuna's number of a trial, else ``None``.
         parameters: the searched values, dotted key -> value.
         state: RUNNING, COMPLETE, PRUNED or FAILED.

@@ -53,10 +53,15 @@ class Prepared:
 def complete(experiment: Experiment) -> Experiment:
     """The experiment with everything filled in that was left open, and folders and files as whole paths."""
     search, weights = experiment.search, experiment.teacher.weights
+    seeds = 2 if experiment.data.name == "digits" else 3
     return replace(
         experiment,
         data=replace(experiment.data, dir=str(data_dir(experiment.data))),
-        search=replace(search, champion_seeds=search.champion_seeds or (2 if experiment.data.name == "digits" else 3)),
+        search=replace(
+            search,
+            champion_seeds=search.champion_seeds or seeds,
+            confirm_seeds=(search.confirm_seeds or seeds) if search.confirm > 1 else None,
+        ),
         train=replace(
             experiment.train,
             threads=experiment.train.threads or max(1, int((search.cpus_per_trial or 1) / search.workers_per_trial)),
@@ -177,7 +182,7 @@ def _new_folder(output: Path, name: str) -> Path:
         run = None
         with contextlib.suppress(ValueError, TypeError):  # damaged: the command says so
             run = Run.read(folder)
-        verb = "search" if run is None or run.kind == "study" else "train"
+        verb = {"study": "search", "comparison": "compare"}.get(run.kind if run else "study", "train")
         raise ExperimentError(
             f"exists already in {output}; go on with 'akd {verb} --resume {name}' or choose another --name",
             key="name",

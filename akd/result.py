@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ class Gain:
 
     Attributes:
         mean: mean difference.
-        low, high: 95 % interval (Student's t over the pairs); ``None`` with one seed or equal pairs.
+        low, high: 95 % interval (Student's t over the pairs); ``None`` with one seed or equal pairs. Of several gains
+            that are told together, all intervals hold at once with 95 % (Bonferroni).
     """
 
     mean: float
@@ -33,7 +35,7 @@ class Gain:
         """`` (-1.90 to +1.63, within noise)``; nothing where there is none."""
         if self.low is None or self.high is None:
             return ""
-        return f" ({self.low:+.2f} to {self.high:+.2f}{', within noise' if self.low <= 0 <= self.high else ''})"
+        return f" ({self.low:+.2f} to {self.high:+.2f}, {'within' if self.low <= 0 <= self.high else 'beyond'} noise)"
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,24 @@ def scores(accuracy: dict[int, float]) -> Scores:
     return Scores({str(seed): a for seed, a in accuracy.items()}, statistics.fmean(values), std)
 
 
-def paired_gain(champion: dict[int, float], control: dict[int, float]) -> Gain:
-    """Champion's gain over a control from runs with the same seeds."""
+def mean_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """95 % interval of the mean (Student's t); none for one value or equal ones, which show no spread."""
+    from scipy.stats import t
+
+    n = len(values)
+    if n < 2 or max(values) - min(values) < 1e-12:
+        return None, None
+    half = float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    mean = statistics.fmean(values)
+    return mean - half, mean + half
+
+
+def paired_gain(champion: Mapping[int, float], control: Mapping[int, float], comparisons: int = 1) -> Gain:
+    """Champion's gain over a control from runs with the same seeds.
+
+    Args:
+        comparisons: how many gains are told together: with each, one more could seem beyond noise by luck.
+    """
     from scipy.stats import t
 
     differences = [100 * (champion[seed] - control[seed]) for seed in champion]
@@ -62,7 +80,7 @@ def paired_gain(champion: dict[int, float], control: dict[int, float]) -> Gain:
     # Equal differences (two seeds that tie) are no sign of certainty.
     if n < 2 or max(differences) - min(differences) < 1e-9:
         return Gain(mean, None, None)
-    half = float(t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    half = float(t.ppf(1 - 0.025 / comparisons, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
     return Gain(mean, mean - half, mean + half)
 
 
@@ -92,6 +110,7 @@ class StudyResult:
             most accurate first: number, student, values (objective -> value).
         costs: student -> cost -> figure, of all that could be trained.
         left_out: student -> the constraint it breaks; none of these was trained.
+        confirmation: the race that named the winner, see :func:`akd.confirm.summary`; empty where there was none.
     """
 
     study: str
@@ -126,6 +145,8 @@ class StudyResult:
         if len(self.front) == 1:
             return "It stands alone on the front: it beats every other finished trial."
         return f"It is the most accurate of {len(self.front)} trials on the front."
+
+    confirmation: dict[str, Any] = field(default_factory=dict)
 
     def note(self) -> str:
         """The outcome in three lines of Markdown, for the tracker."""

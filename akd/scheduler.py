@@ -101,7 +101,7 @@ class StudyASHA(_StudyTrials, ASHAScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         super().on_trial_add(tune_controller, trial)
-        if trial.config["kind"] != "trial":
+        if trial.config["kind"] != "trial":  # controls and confirmation runs are never stopped
             return
         # A trial handed out again reports its last epoch once more: that one is decided now, those before were.
         entries = run_folder.history(Path(trial.config["folder"]))

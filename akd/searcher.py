@@ -23,8 +23,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
+from akd import confirm, front
 from akd import folder as run_folder
-from akd import front
 from akd.budget import Budget
 from akd.config import Experiment
 from akd.errors import AkdError, is_full, reason
@@ -81,13 +81,14 @@ class _Live:
 
 
 class StudySearcher(Searcher):
-    """Hands out controls, then unfinished trials of an earlier session, then new suggestions.
+    """Hands out controls, then unfinished trials of an earlier session, then new suggestions, then confirmation runs.
 
     Args:
         experiment: resolved.
         space: parsed.
         study: Optuna's study.
-        folder: the study's folder; trials live in ``trials/00003``, controls in ``controls/kd``.
+        folder: the study's folder; trials live in ``trials/00003``, controls in ``controls/kd``, confirmation runs in
+            ``confirm/00003-seed101``.
         controls: name -> experiment of the fixed runs.
         on_change: called with a run's folder whenever it is created or ended.
         fetch: called with a run's folder before it is read, to bring what another node wrote.
@@ -124,6 +125,7 @@ class StudySearcher(Searcher):
         began = clock()
         self.budget = budget or Budget(experiment, folder, elapsed=lambda: clock() - began)
         self._waiting: list[Callable[[], _Live]] = []
+        self._wanted: tuple[tuple[int, int], ...] | None = None  # confirmation runs; not known since a run has ended
         for name, control in controls.items():
             run = Run.read(folder / "controls" / name)
             if run is None or run.state == RUNNING:
@@ -133,7 +135,7 @@ class StudySearcher(Searcher):
     # -- what Tune asks ----------------------------------------------------------------------------
 
     def suggest(self, trial_id: str) -> Any:
-        """The next run's Tune configuration; ``FINISHED`` when there is none, ``None`` when there is none yet."""
+        """The next run's Tune configuration; ``None`` while it depends on runs that go on; ``FINISHED`` at the end."""
         with self._room():
             return self._suggest(trial_id)
         return Searcher.FINISHED
@@ -146,10 +148,27 @@ class StudySearcher(Searcher):
         else:
             past = self.study.get_trials(deepcopy=False)
             if len(past) >= self.experiment.search.trials or used_up(self.experiment, self.space, past):
-                return Searcher.FINISHED
+                return self._confirming(trial_id)
             if not (fits := self.budget.admits()):
-                return None if fits is None else Searcher.FINISHED  # None: Tune asks again
+                return None if fits is None else self._confirming(trial_id)  # None: Tune asks again
             live = self._ask(past)
+        return self._hand_out(trial_id, live)
+
+    def _confirming(self, trial_id: str) -> Any:
+        """The next run of the race that names the winner, see :mod:`akd.confirm`."""
+        kinds = [live.run.kind for live in self.live.values()]
+        running = kinds.count("trial")
+        if self._wanted is None and running < self.experiment.search.confirm:  # else nobody is sure to take part yet
+            self._wanted = confirm.race(self.folder, self.experiment, ranking(self.folder), running).wanted
+        busy = {live.folder for live in self.live.values()}
+        for number, seed in self._wanted or ():
+            if confirm.folder_of(self.folder, number, seed) not in busy:
+                return self._hand_out(trial_id, self._confirm(number, seed))
+        # Tune asks again ten times a second, and with nothing running it would wait for ten minutes.
+        waits = confirm.is_on(self.experiment) and (running or "confirm" in kinds)
+        return None if waits else Searcher.FINISHED
+
+    def _hand_out(self, trial_id: str, live: _Live) -> dict[str, Any]:
         self.live[trial_id] = live
         self.budget.started(live.folder, live.run.kind)
         self.on_change(live.folder)
@@ -175,6 +194,7 @@ class StudySearcher(Searcher):
     def _ended(self, live: _Live, result: dict[str, Any] | None, error: bool) -> None:
         if self.full is not None:
             return
+        self._wanted = None
         self.fetch(live.folder)
         entries = run_folder.history(live.folder)
         epochs = int(entries[-1]["epoch"]) if entries else 0
@@ -230,6 +250,18 @@ class StudySearcher(Searcher):
         if run is None:
             run = Run("control", f"control {name}", results=self._cost(experiment))
             run_folder.create(folder, experiment, run)
+        self.fetch(folder)
+        return _Live(folder, run, None, set())
+
+    def _confirm(self, number: int, seed: int) -> _Live:
+        folder = confirm.folder_of(self.folder, number, seed)
+        run = Run.read(folder)
+        if run is None:
+            trial = Run.read(self.folder / "trials" / f"{number:05d}")
+            assert trial is not None
+            tags = {"trial": str(number)}
+            run = Run("confirm", f"trial {number} seed {seed}", parameters=trial.parameters, tags=tags)
+            run_folder.create(folder, confirm.seeded(self.experiment, trial.parameters, seed), run)
         self.fetch(folder)
         return _Live(folder, run, None, set())
 

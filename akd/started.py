@@ -19,7 +19,7 @@ from akd.summary import program, shown_path
 
 _FILE = ".experiment.yaml"
 #: What an experiment may leave open: filled in from the machine a study was started on.
-_OPEN = ("data.dir", "search.champion_seeds", "train.threads", "teacher.train.threads")
+_OPEN = ("data.dir", "search.champion_seeds", "search.confirm_seeds", "train.threads", "teacher.train.threads")
 
 
 def keep(folder: Path, experiment: Experiment) -> None:
@@ -89,12 +89,13 @@ def _flags(values: Mapping[str, Any], most: int = 3) -> list[str]:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    return dict(_leaves(tree, prefix))
+    return dict(leaves(tree, prefix))
 
 
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The keys below ``key`` that hold values, dotted, with their values."""
     if isinstance(value, Mapping) and value:
         for name, inside in value.items():
-            yield from _leaves(inside, f"{key}.{name}" if key else str(name))
+            yield from leaves(inside, f"{key}.{name}" if key else str(name))
     else:
         yield key, value

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from akd import architectures, card, cluster, costs, front, notices, objectives, spaces, started
+from akd import architectures, card, cluster, confirm, costs, front, notices, objectives, spaces, started
 from akd import config as configuration
 from akd import folder as run_folder
 from akd.addresses import check_tracking
@@ -81,9 +81,22 @@ def search(
         ray_address=ray_address,
         storage=storage,
     )
-    name, tags = folder.name, tracking_tag(uri, folder.parent) | {"versions": versions()} | mirror.tags()
+    found(ready, folder, uri, mirror)
+    return _Study(ready, folder, uri, ray_address, mirror, display).run()
+
+
+def found(ready: Prepared, folder: Path, uri: str, mirror: Mirror, tags: Mapping[str, str] | None = None) -> None:
+    """Make the folder of a study that has passed :func:`check`; from then on :func:`resume` can go on with it.
+
+    Args:
+        tags: more that the study is to note of itself.
+
+    Raises:
+        ExperimentError: another machine steers a study of this name, or the folder cannot be written.
+    """
+    name, own = folder.name, tracking_tag(uri, folder.parent) | {"versions": versions()} | mirror.tags()
     if (students := architectures.title(ready.experiment)) != ready.experiment.student.name:
-        tags |= {"students": students}
+        own |= {"students": students}
     if mirror.storage is not None and mirror.storage.exists(f"{name}/run.json"):
         go_on = f"akd search --resume {name} --storage ..."
         problem = f"exists already in {mirror.shown}; go on with '{go_on}' or choose another --name"
@@ -91,12 +104,11 @@ def search(
     try:
         started.keep(folder, ready.experiment)
         costs.keep(folder, ready.costs)
-        run_folder.create(folder, ready.experiment, Run("study", name, tags=tags))
+        run_folder.create(folder, ready.experiment, Run("study", name, tags={**own, **(tags or {})}))
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
         raise ExperimentError(problem, key="output", value=str(folder.parent)) from None
     mirror.up_all(folder)
-    return _Study(ready, folder, uri, ray_address, mirror, display).run()
 
 
 def check(
@@ -165,7 +177,9 @@ def resume(
     run = Run.read(folder)
     assert run is not None
     if run.kind != "study":
-        raise ExperimentError(f"is a {run.kind} run; go on with 'akd train --resume {name}'", key="resume", value=name)
+        verb = "compare" if run.kind == "comparison" else "train"
+        problem = f"is a {run.kind}{' run' * (verb == 'train')}; go on with 'akd {verb} --resume {name}'"
+        raise ExperimentError(problem, key="resume", value=name)
     uri = address_of(run.tags.get("tracking"), folder.parent, tracking_uri)
     ready = prepare(full)
     with placed(full):
@@ -210,6 +224,7 @@ class _Study:
         keys = [p.key for p in ready.space.searched]
         self.display = display or Display(self.experiment.train.epochs, self.experiment.search.trials, keys)
         self.start_costs: list[float] = []
+        self.confirming = False
         self.sharing = sharing(ready)
         self.cache = cache_folder(self.experiment, self.output, mirror.shown) if self.sharing.keep else None
         run = Run.read(folder)
@@ -368,8 +383,9 @@ class _Study:
         if (words := grid_words(self.experiment, self.ready.space)) is not None:
             self.display.say(words)
         with self.display.table():
-            for path in sorted([*self.folder.glob("controls/*"), *self.folder.glob("trials/*")]):
-                self._show(path)
+            for part in ("controls", "trials", "confirm"):
+                for path in sorted(self.folder.glob(f"{part}/*")):
+                    self._show(path)
             stopped, self.start_costs = tuning.run(
                 self.experiment,
                 searcher,
@@ -400,6 +416,10 @@ class _Study:
             self.display.update(run, int(last.get("epoch", 0)), last.get("val/accuracy"))
 
     def _changed(self, folder: Path) -> None:
+        if folder.parent.name == "confirm" and not self.confirming:
+            self.confirming = True
+            n, k = self.experiment.search.confirm_seeds or 1, self.experiment.search.confirm
+            self.display.say(f"confirming: the best {k} finished trials, from {many(n, 'other seed')}")
         self._show(folder)
         if self.experiment.search.time_budget:  # a kill takes no more of it than the run it met
             self._keep_time()
@@ -434,7 +454,9 @@ class _Study:
             reasons = Counter(r.reason for r in runs(self.folder, "trials") if r.state == FAILED)
             why = "; ".join(f"{n} x {reason}" for reason, n in reasons.most_common(3))
             raise AkdError(f"no trial finished: {why or 'none was started'} (see {shown_path(self.folder)}/trials)")
-        best = ranked[0][0]
+        race = confirm.race(self.folder, self.experiment, ranked)
+        first = next((r for r in ranked if race.winner and r[0].number == race.winner.number), ranked[0])
+        best = first[0]
         winner = self.experiment.with_values(best.parameters)
         experiments = {"champion": winner, **at_length_of(winner, self.ready.controls)}
         seeds, team = len(final_seeds(winner)), session.team(winner.train.batch_size)
@@ -465,12 +487,13 @@ class _Study:
             self.folder,
             self.ready,
             teacher,
-            ranked[0],
+            first,
             tested,
             handed,
             seconds=self._seconds,
             start_costs=self.start_costs,
             mirror=self.mirror,
+            confirmation=confirm.summary(race),
         )
         result.write(self.folder)
         self._card(handed)
@@ -527,6 +550,7 @@ class _Study:
         figures = {
             "best/val_accuracy": result.best_trial["validation_accuracy"],
             "champion/test_accuracy": result.champion["test"]["mean"],
+            **{f"confirm/{name}": value for name, value in confirm.figures(result.confirmation).items()},
             **{f"gain/{name}_points": gain.mean for name, gain in result.gain.items()},
             "device_hours": result.device_hours,
             **{f"teacher/{name}": float(count) for name, count in result.teacher_passes.items()},

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from akd import confirm, front
 from akd import folder as run_folder
-from akd import front
 from akd.budget import account, account_words
 from akd.config import Experiment
 from akd.errors import many
@@ -33,6 +33,12 @@ def runs(study: Path, part: str) -> list[Run]:
     return [r for p in sorted(study.glob(f"{part}/*/run.json")) if (r := Run.read(p.parent))]
 
 
+def lent(folder: Path) -> bool:
+    """True if a run was trained in another study of a comparison, and copied."""
+    run = Run.read(folder)
+    return run is not None and "lent_by" in run.tags
+
+
 def costs(study: Path, teacher: Teacher | None) -> tuple[float, int, int]:
     """What a whole study took: seconds of training (of a teacher it trained itself, too), and of the teacher in it.
 
@@ -41,6 +47,8 @@ def costs(study: Path, teacher: Teacher | None) -> tuple[float, int, int]:
     """
     seconds, asked, made = 0.0, 0, 0
     for path in study.glob("*/*/run.json"):
+        if lent(path.parent):  # another study paid for it
+            continue
         entries = [*run_folder.head_history(path.parent), *run_folder.history(path.parent)]
         seconds += sum(e["time/epoch_s"] * e.get("time/devices", 1) for e in entries)
         asked += sum(round(e.get("time/teacher_asked", 0)) for e in entries)
@@ -78,6 +86,7 @@ def make_result(
     seconds: float,
     start_costs: list[float],
     mirror: Mirror,
+    confirmation: dict[str, Any] | None = None,
 ) -> StudyResult:
     """The result of a study whose final runs are done.
 
@@ -88,6 +97,7 @@ def make_result(
         seconds: wall-clock time of all sessions.
         start_costs: pauses between trials of one worker, seconds.
         mirror: what nodes share.
+        confirmation: how the winner was named, see :func:`akd.confirm.summary`.
     """
     experiment: Experiment = ready.experiment
     run, accuracy, epochs = best
@@ -116,7 +126,7 @@ def make_result(
             "epochs_run": epochs,
         },
         champion={"test": asdict(scores(tested["champion"])), "student": str(handed)},
-        gain={name: paired_gain(tested["champion"], tested[name]) for name in ready.controls},
+        gain={name: paired_gain(tested["champion"], tested[name], len(ready.controls)) for name in ready.controls},
         effective_soft_target_weight=(
             None if winner.method.normalise else soft_weight(winner.method, len(ready.data.dataset.classes))
         ),
@@ -130,6 +140,7 @@ def make_result(
         front=front.members(study),
         costs=ready.costs,
         left_out=ready.left_out,
+        confirmation=confirmation or {},
     )
 
 
@@ -153,6 +164,7 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
     lines = [
         f"trial {best['number']}: {values}",
         f"validation {percent(best['validation_accuracy'])} % after {many(best['epochs_run'], 'epoch')}",
+        *confirm.lines(result.confirmation),
         "",
         f"test accuracy, {n} final run{'s' * (n > 1)} each     {f'gain of the winner{sure}':>40}",
         f"  {'winner':<14} {plus_minus(test)}",

@@ -286,12 +286,15 @@ class Tracker:
         """What of a run's folder belongs into MLflow by now."""
         if run.kind == "study":
             return [folder / "result.json", folder / "report.html"] if run.state != RUNNING else []
+        if run.kind == "comparison":
+            return [folder / "comparison.json", folder / "comparison.md"] if run.state != RUNNING else []
         parts: list[Path] = []
         champion = self.keep == "champion" and run.kind == "final" and run.name.startswith("champion")
         if self.keep == "all":
             every = sorted((folder / "students").glob("epoch_*")) if (folder / "students").is_dir() else []
             parts += every if run.state != RUNNING else every[:-1]  # the newest may still be being written
-        if run.state != RUNNING and (self.keep in ("all", "best") or champion):
+        wanted = self.keep == "all" or (self.keep == "best" and run.kind != "confirm")
+        if run.state != RUNNING and (wanted or champion):
             parts.append(folder / "student")
         if run.state == FAILED:
             parts.append(folder / "error.txt")

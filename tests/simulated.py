@@ -156,6 +156,9 @@ def cost(values: Mapping[str, Any], epochs: int) -> float:
     return epochs * (1 + 0.004 * values["method.views.count"])
 
 
+#: Kinds of runs whose parameters are drawn from the space; the others are controls.
+OF_THE_SPACE = ("trial", "confirm")
+
 # -- in a study ----------------------------------------------------------------------------------------
 
 
@@ -188,7 +191,7 @@ def train(config: Mapping[str, Any]) -> None:
     if known:  # the trainer reports the last epoch it kept once more
         tune.report({TIME: int(known[-1]["epoch"]), METRIC: known[-1]["val/accuracy"]})
     for epoch in range(len(known) + 1, loaded.epochs + 1):
-        if run.kind == "trial" and epoch == 2 and diverges(run.parameters):
+        if run.kind in OF_THE_SPACE and epoch == 2 and diverges(run.parameters):
             tune.report({"failed": "diverged in epoch 2: train/loss not finite"})
             return
         (entry,) = write_epochs(folder, run, [epoch], loaded.epochs, loaded.seed)
@@ -210,7 +213,7 @@ def write_epochs(folder: Path, run: Run, epochs: Iterable[int], of: int, seed: i
 
 def _entry(run: Run, name: str, seed: int, epoch: int, epochs: int) -> dict[str, float]:
     """A line of ``history.jsonl`` with as many figures as a run of Angular-KD writes."""
-    trial = run.kind == "trial"
+    trial = run.kind in OF_THE_SPACE
     value = accuracy(run.parameters, seed, epoch, epochs) if trial else control(name, seed, epoch, epochs)
     loss = -math.log(max(value, 0.01))
     views = ("angle_to_teacher", "angle_between", "inside", "diversity", "ensemble_accuracy", "soft_weight")

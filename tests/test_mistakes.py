@@ -170,6 +170,11 @@ NUMBERS |= {
     "number as text": flags("--train.weight_decay", "'1e-3'", says=["train.weight_decay = '1e-3'", "a number >= 0"]),
     "not a number": flags("--train.weight_decay", ".nan", says=["train.weight_decay = nan", "a number >= 0"]),
     "too small a bool": flags("--train.nesterov", "1", says=["train.nesterov = 1", "true or false"]),
+    "confirm": flags("--confirm", "-1", says=["--confirm", "search.confirm = -1", "a whole number >= 0"]),
+    "confirm seeds": flags("--confirm-seeds", "0", says=["--confirm-seeds", "a whole number >= 1"]),
+    "confirm seeds of nothing": flags(
+        "--confirm", "1", "--confirm-seeds", "4", says=["--confirm-seeds", "has no effect where search.confirm is 1"]
+    ),
     "choice": flags("--train.schedule", "cosin", says=["one of constant, cosine, step", "did you mean 'cosine'"]),
     "list": flags("--train.decay_epochs", "5", says=["train.decay_epochs = 5", "a list of whole numbers"]),
     "a null among values": text("epochs: 2,", "epochs: null,", ["s.yaml:3", "train.epochs = None", ">= 1"]),
@@ -798,6 +803,31 @@ VERBS = {
     "ui of no port": other("ui", "--port", "x", says=["--port", "'x'"]),
     "ui of an odd address": other("ui", "--tracking-uri", "ftp://x", says=["'ftp://x'", "http://HOST:5000"]),
     "ui of nobody": other("ui", "--tracking-uri", FREE, says=["'http://127.0.0.1:1'", "does not answer"]),
+    "compare nothing": other("compare", says=["compare: needs two spaces at least"]),
+    "compare one": other("compare", "s.yaml", says=["compare: needs two spaces at least"]),
+    "compare no such space": other("compare", "s.yaml", "quikstart", says=["'quikstart'", "did you mean 'quickstart'"]),
+    "compare unequal budgets": other(
+        "compare",
+        "s.yaml",
+        "t.yaml",
+        setup=partial(put, name="t.yaml", what=SPACE.replace("trials: 4", "trials: 5")),
+        says=["t.yaml:4", "search.trials = 5", "is 4 in s", "--search.trials"],
+    ),
+    "compare what tunes nothing": other(
+        "compare",
+        "s.yaml",
+        "t.yaml",
+        setup=partial(put, name="t.yaml", what="data: digits\n"),
+        says=["t: has no space"],
+    ),
+    "compare no seeds": other("compare", "s.yaml", "s.yaml", "--seeds=0", says=["--seeds", ">= 1"]),
+    "compare one method": other("compare", "s.yaml", "s.yaml", "--method=kd", says=["--method", "no such flag"]),
+    "compare under a taken name": other(
+        "compare", "s.yaml", "s.yaml", "--name=one", setup=busy, says=["name = 'one'", "exists already"]
+    ),
+    "compare goes on with more": other("compare", "--resume=one", "--seeds=3", says=["--seeds", "goes on as it was"]),
+    "compare goes on with nothing": other("compare", "--resume=ine", setup=busy, says=["'ine'", "did you mean 'one'"]),
+    "compare goes on with a study": other("compare", "--resume=one", setup=busy, says=["is a study", "akd search"]),
     "report of nothing": other("report", says=["required: STUDY", "akd report --help"]),
     "report of no study": other("report", "ine", says=["study = 'ine'", "did you mean 'one'"], setup=busy),
     "report of a place": other("report", "../one", says=["'../one'", "no study of this name"], setup=busy),

@@ -43,7 +43,7 @@ def experiment(space: dict[str, Any] = FLAT, epochs: int = 3, **search: Any) -> 
     return resolve(
         {
             "train": {"epochs": epochs, "batch_size": 8},
-            "search": {"trials": 4, "grace": 1, **search},
+            "search": {"trials": 4, "grace": 1, "confirm": 0, **search},
             "space": space,
         }
     )
@@ -81,10 +81,14 @@ class Session:
     def start(self) -> tuple[str, dict[str, Any]] | None:
         trial_id = next(self._ids)
         config = self.searcher.suggest(trial_id)
-        if config == Searcher.FINISHED:
+        if config is None or config == Searcher.FINISHED:
             return None
         self.order.append(config["name"])
         return trial_id, config
+
+    def luck(self, folder: Path) -> float:
+        """What a run's seed adds to its accuracy."""
+        return 0.0
 
     def epochs(self, trial_id: str, config: dict[str, Any]) -> Iterator[str | None]:
         """Train as ``folder.train`` does: first report again what is kept. Yields after every epoch; ends the run."""
@@ -103,8 +107,8 @@ class Session:
                 self.searcher.on_trial_complete(trial_id, {"failed": "diverged"})
                 return
             epoch += 1
-            values = run.parameters if run.kind == "trial" else {"train.lr": 0.1}
-            entry = {"epoch": epoch, "at": float(epoch), "val/accuracy": accuracy(values, epoch)}
+            values = run.parameters or {"train.lr": 0.1}
+            entry = {"epoch": epoch, "at": float(epoch), "val/accuracy": accuracy(values, epoch) + self.luck(folder)}
             append(folder, entry)
             self.report(trial_id, entry)
             yield None
@@ -116,13 +120,11 @@ class Session:
     def run(self, concurrent: int = 1) -> None:
         """Until the searcher has no more, ``concurrent`` at a time, an epoch each in turn."""
         busy: list[Iterator[str | None]] = []
-        more = True
-        while more or busy:
-            while more and len(busy) < concurrent:
-                started = self.start()
-                more = started is not None
-                if started is not None:
-                    busy.append(self.epochs(*started))
+        while True:
+            while len(busy) < concurrent and (started := self.start()) is not None:
+                busy.append(self.epochs(*started))
+            if not busy:
+                return
             busy = [b for b in busy if next(b, "ended") is None]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from akd.front import members
 from akd.journal import read_trials
 from akd.objectives import COSTS, figures_of
 from akd.provenance import sha256
-from akd.result import CONTROL_WORDS, StudyResult
+from akd.result import CONTROL_WORDS, StudyResult, mean_interval
 from akd.rungs import rungs
 from akd.space import Parameter, parse
 from akd.summary import costs, plus_minus, teacher_passes, verdict
@@ -150,6 +149,7 @@ class Facts:
         students: all that the space names, those left out among them.
         front: numbers of the finished trials that no other one beats in all objectives, the most accurate first; empty
             with one objective.
+        confirmation: the race that named the winner, see :func:`akd.confirm.summary`.
     """
 
     study: str
@@ -186,6 +186,7 @@ class Facts:
     bounds: dict[str, float] = field(default_factory=dict)
     students: list[Student] = field(default_factory=list)
     front: list[int] = field(default_factory=list)
+    confirmation: dict[str, Any] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """State -> how many trials."""
@@ -215,6 +216,8 @@ def gather(study: Path) -> Facts:
     axes = _axes(space.searched)
     stops = [] if experiment.search.scheduler == "none" else _rungs(experiment)
     search, best = experiment.search, ranked[0][0].number if ranked else None
+    if result is not None:  # the search's order is not the last word: it was confirmed
+        best = result.best_trial["number"]
     importance, note = _importance(told, [run.number for run, _, _ in ranked])
     return Facts(
         study=study.name,
@@ -254,6 +257,7 @@ def gather(study: Path) -> Facts:
             for name, figures in table.items()
         ],
         front=on_front,
+        confirmation=result.confirmation if result else {},
     )
 
 
@@ -356,21 +360,9 @@ def _finals(result: StudyResult) -> list[Final]:
     for name, scores in every.items():
         test = scores["test"]
         words = "winner" if name == "champion" else CONTROL_WORDS[name]
-        low, high = _interval(list(test["accuracy"].values()))
+        low, high = mean_interval(list(test["accuracy"].values()))
         found.append(Final(name, words, test["accuracy"], test["mean"], test["std"], low, high))
     return found
-
-
-def _interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """95 % interval of the mean (Student's t); none for one value or equal ones, which show no spread."""
-    from scipy.stats import t
-
-    n = len(values)
-    if n < 2 or max(values) - min(values) < 1e-12:
-        return None, None
-    half = float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
-    mean = statistics.fmean(values)
-    return mean - half, mean + half
 
 
 def _importance(told: Sequence[FrozenTrial], ranked: Sequence[int | None]) -> tuple[dict[str, float], str]:

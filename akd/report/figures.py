@@ -58,7 +58,7 @@ def results(facts: Facts) -> list[Figure]:
         Figure(
             "Gain of the winner",
             charts.whiskers("gains", "Gain of the winner over each control", said, gains, "points", zero=True),
-            "Differences paired by seed. An interval that holds 0 is within noise.",
+            "Differences paired by seed. An interval that holds 0 is within noise; both hold at once with 95 %.",
         )
     )
     return found

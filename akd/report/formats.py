@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from akd import checkpoint
+from akd import checkpoint, confirm
 from akd.objectives import COSTS
 from akd.report import fronts, page
 from akd.report.facts import Facts, gather
@@ -62,6 +62,8 @@ def markdown(facts: Facts) -> str:
     ]
     if facts.finals:
         parts += ["## Winner and controls", _table(*page.final_rows(facts))]
+    if facts.confirmation:
+        parts += ["## Confirmation", _cell(page.confirmation_words(facts)), _table(*confirm.rows(facts.confirmation))]
     if facts.front:
         parts += ["## Front", _table(*fronts.front_rows(facts))]
     if len(facts.students) > 1 or facts.bounds:

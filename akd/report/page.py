@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from akd import confirm
 from akd.architectures import KEY
 from akd.errors import many
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING
@@ -62,6 +63,7 @@ def build(facts: Facts) -> str:
         f"<h2>Question</h2><p>{escape(facts.question)}</p>",
         f'<h2>Answer</h2><div class="answer">{"".join(f"<p>{escape(s)}</p>" for s in facts.answer)}</div>',
         *_result(facts),
+        *_confirmation(facts),
         *_front(facts),
         *_search(facts),
         *_parameters(facts),
@@ -154,6 +156,23 @@ def _front(facts: Facts) -> list[str]:
         table = _table(head, [[(cell, 0 < k < last) for k, cell in enumerate(row)] for row in rows])
         found += ["<h2>Students</h2>", table]
     return found
+
+
+def confirmation_words(facts: Facts) -> str:
+    """What was run again, and what came out."""
+    told = facts.confirmation
+    asked = f"{many(len(told['trials']), 'trial')} of the highest validation accuracy ran again from other seeds"
+    why = "the score a trial is chosen for is partly luck, and does not count here"
+    return f"{asked}, on the same images: {why}. {'; '.join(line.strip() for line in confirm.lines(told))}."
+
+
+def _confirmation(facts: Facts) -> list[str]:
+    if not facts.confirmation:
+        return []
+    head, rows = confirm.rows(facts.confirmation)
+    best = 0 if facts.confirmation["winner"] is not None else None
+    table = _table(head, [[(cell, k in (1, 2, 4)) for k, cell in enumerate(row)] for row in rows], best=best)
+    return ["<h2>Confirmation</h2>", f"<p>{escape(confirmation_words(facts))}</p>", table]
 
 
 def _search(facts: Facts) -> list[str]:

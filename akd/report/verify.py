@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from akd import config as configuration
+from akd import confirm, front
 from akd import folder as run_folder
-from akd import front
 from akd.addresses import check_tracking
 from akd.champion import final_seeds
 from akd.errors import ExperimentError, many, reason
@@ -66,7 +66,7 @@ class _Books:
     """What the three keep of a study.
 
     Attributes:
-        runs: of each folder that holds a trial, a control or a final run.
+        runs: of each folder that holds a trial, a control, a confirmation run or a final run.
         damaged: folders whose files cannot be read, with why.
         told: Optuna's trials, by number.
         logged: MLflow's runs of each folder, the study's own among them; ``None`` if MLflow was not reached.
@@ -124,6 +124,7 @@ def verify(study: Path, uri: str) -> list[Check]:
         _epochs(books),
         _parameters(books),
         _controls(books),
+        _confirmation(books, StudyResult.read(study)),
         _finals(books),
     ]
     result = StudyResult.read(study)
@@ -152,7 +153,7 @@ def verdict(checks: Iterable[Check], state: str) -> str:
 
 
 def _read_folders(books: _Books) -> None:
-    for part in ("controls", "trials", "finals"):
+    for part in ("controls", "trials", "confirm", "finals"):
         for path in sorted(books.study.glob(f"{part}/*/run.json")):
             name = path.parent.relative_to(books.study)
             try:
@@ -200,7 +201,7 @@ def _read_mlflow(books: _Books, uri: str) -> str | None:
         for run in runs
         if run.data.tags.get("mlflow.parentRunId") in parents
         and run.info.run_id not in known
-        and run.data.tags.get("akd.kind") in ("trial", "control", "final")
+        and run.data.tags.get("akd.kind") in ("trial", "control", "confirm", "final")
     ]
     return None if parents else f"it has no run of study {books.study.name!r}"
 
@@ -435,6 +436,28 @@ def _controls(books: _Books) -> Check:
     wanted = list(CONTROL_WORDS) if ended else [f.name for f in books.of("controls")]
     text = f"{', '.join(wanted) or 'none'}: there once{'' if ended else ' so far'}"
     return Check("controls", tuple(_there(books, "controls", wanted)), text)
+
+
+def _confirmation(books: _Books, result: StudyResult | None) -> Check:
+    """The runs of the race that named the winner: ended, there once, and telling what the result tells."""
+    there = books.of("confirm")
+    ended, told = books.own.state == COMPLETE, result.confirmation if result else {}
+    problems = [
+        f"{run.name} has {many(len(books.logged[folder]), 'run')} in MLflow"
+        for folder, run in there.items()
+        if books.logged is not None and ended and len(books.logged[folder]) != 1
+    ]
+    for trial in told.get("trials", ()):
+        for seed, accuracy in trial["accuracy"].items():
+            folder = confirm.folder_of(books.study, trial["number"], int(seed))
+            mine = run_folder.accuracy(folder) if folder in there else None
+            if not _same(mine, accuracy):
+                name = folder.relative_to(books.study)
+                problems.append(f"result.json says {_shown(accuracy)} of {name}, the folder {_shown(mine)}")
+    if result is not None and told and told["winner"] not in (None, result.best_trial["number"]):
+        problems.append(f"trial {told['winner']} won the confirmation, trial {result.best_trial['number']} the search")
+    so_far = "" if ended else " so far"
+    return Check("confirmation", tuple(problems), f"{many(len(there), 'run')} there once{so_far}" if there else "none")
 
 
 def _finals(books: _Books) -> Check:

@@ -14,7 +14,7 @@ from akd.searcher import open_study
 
 # One trial at a time: then the whole sequence of an interrupted search equals the undisturbed one.
 ONE = ["search", "small.yaml", "--name", "s", "--concurrent", "1", "--trials", "5", "--epochs", "4"]
-ONE += ["--champion-seeds", "1", "--seed", "3"]
+ONE += ["--champion-seeds", "1", "--seed", "3", "--confirm", "2"]
 
 
 def students(study: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -57,7 +57,7 @@ def identical(mine: Path, theirs: Path) -> None:
     for name, tensors in a.items():
         assert all(torch.equal(tensors[k], b[name][k]) for k in tensors), name
     told, expected = (program.read(s / "result.json") for s in (mine, theirs))
-    for key in ("best_trial", "controls", "gain", "trials", "teacher_accuracy"):
+    for key in ("best_trial", "controls", "gain", "trials", "teacher_accuracy", "confirmation"):
         assert told[key] == expected[key]
     # What a killed epoch had the teacher run on is found by the next: the same outputs, made in another epoch.
     asked, wanted = (sum(r["teacher_passes"][k] for k in ("made", "saved")) for r in (told, expected))

@@ -26,7 +26,7 @@ data: {name: digits, validation: 0.2, subset: 400}
 teacher: {name: wrn_16_1, train: {epochs: 1, lr: 0.1}}
 student: resnet8
 train: {epochs: 2, lr: 0.1}
-search: {trials: 3, champion_seeds: 1, scheduler: none, final_workers: 1, concurrent: 1}
+search: {trials: 3, confirm: 0, champion_seeds: 1, scheduler: none, final_workers: 1, concurrent: 1}
 space:
   method.host.name: {choices: [kd, amd, fitnet]}
   method.augment.name: {choices: [none, mixup]}
