@@ -53,6 +53,16 @@ def _parser() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     _add_places(search)
     search.add_argument("--dry-run", action="store_true", help="show what would be done and how long it would take")
     search.add_argument("--resume", metavar="NAME", help="go on with a study that was interrupted")
+    search.add_argument(
+        "--add-trials", metavar="N", help="with --resume: N more trials, also of a study that has ended"
+    )
+    search.add_argument(
+        "--warm-start",
+        metavar="STUDY[:N]",
+        action="append",
+        default=[],
+        help="try the best configurations of an earlier study first, also of other data or networks; may be repeated",
+    )
 
     train = verbs.add_parser(
         "train",
@@ -172,7 +182,7 @@ def _add_machines(parser: argparse.ArgumentParser) -> None:
 def _given(args: argparse.Namespace, plain: Sequence[str]) -> None:
     """Refuse an empty value, which would stand for a default nobody asked for, and a flag given twice."""
     flags_given = [word.partition("=")[0] for word in plain if word.startswith("--")]
-    repeated = evaluate_verb.REPEATED if args.verb == "evaluate" else ()
+    repeated = {"evaluate": evaluate_verb.REPEATED, "search": ("--warm-start",)}.get(args.verb, ())
     for flag in flags_given:
         if flags_given.count(flag) > 1 and flag not in repeated:
             raise ExperimentError("is given twice", key=flag)
@@ -254,6 +264,9 @@ def _search(args: argparse.Namespace, words: list[str]) -> None:
     if args.resume is not None:
         _resume(args, words)
         return
+    if args.add_trials is not None:
+        problem = "is for a study that is there; give --resume NAME too, or --trials N for a new one"
+        raise ExperimentError(problem, key="--add-trials", value=args.add_trials)
     if not args.space and not any("space." in w for w in words):
         from akd import spaces
 
@@ -263,12 +276,15 @@ def _search(args: argparse.Namespace, words: list[str]) -> None:
         from akd import dryrun, study
         from akd.terminal import standard_console
 
-        ready, _, _, _ = study.check(experiment, **_places(args))
+        ready, _, _, mirror = study.check(experiment, **_places(args))
+        first = study.planned(ready, args.warm_start, mirror)
         dryrun.show(ready, standard_console(), Path(args.output))
+        for line in first.lines:
+            standard_console().print(line)
         return
     from akd import study
 
-    study.search(experiment, **_places(args))
+    study.search(experiment, **_places(args), warm_start=args.warm_start)
 
 
 def _places(args: argparse.Namespace) -> dict[str, Any]:
@@ -280,19 +296,20 @@ def _resume(args: argparse.Namespace, words: list[str]) -> None:
     given = [f for f, (key, _, _) in _FLAGS.items() if getattr(args, key) is not None]
     given += ["--seed"] * (args.seed is not None) + words
     never = ["--name"] * (args.name is not None) + ["--dry-run"] * args.dry_run
+    never += ["--warm-start"] * bool(args.warm_start)
     if never or (given and not args.space):
         raise resumed("study", (never or given)[0])
     from akd.study import resume
 
     experiment = _experiment(args, words) if args.space else None
     places = {name: value for name, value in _places(args).items() if name not in ("name", "tracking_later")}
-    resume(args.resume, experiment=experiment, **places)
+    resume(args.resume, experiment=experiment, add_trials=_workers(args, "--add-trials"), **places)
 
 
 def _workers(args: argparse.Namespace, flag: str = "--workers") -> int | None:
     from akd.yamlfile import parse_value
 
-    text = getattr(args, flag[2:])
+    text = getattr(args, flag[2:].replace("-", "_"))
     if text is None:
         return None
     value = parse_value(text, flag)

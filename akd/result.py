@@ -86,6 +86,9 @@ class StudyResult:
         teacher_passes: images the teacher was run on (``made``, every view counted), further ones whose outputs were
             found in the cache (``saved``), ``bytes`` there, and under how many ``keys``.
         start_cost_s: median and largest pause between two trials of one worker process.
+        warm_start: earlier study -> how many of its configurations were tried first.
+        earlier: each time the study had ended before it got more trials: ``trials`` then, number of the ``best_trial``,
+            mean ``test`` accuracy of its final runs.
     """
 
     study: str
@@ -105,6 +108,8 @@ class StudyResult:
     device_hours: float
     teacher_passes: dict[str, int]
     start_cost_s: dict[str, float] = field(default_factory=dict)
+    warm_start: dict[str, int] = field(default_factory=dict)
+    earlier: list[dict[str, Any]] = field(default_factory=list)
 
     def note(self) -> str:
         """The outcome in three lines of Markdown, for the tracker."""

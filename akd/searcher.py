@@ -6,10 +6,11 @@ this adapter speaks to Optuna's ask-and-tell itself. Trial folders are the truth
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from akd.scheduler import METRIC, TIME, rungs
 from akd.scratch import scratch_trial
 from akd.seeds import derive
 from akd.space import Space
+from akd.warm import First
 
 _STATES = {COMPLETE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
@@ -104,6 +106,7 @@ class StudySearcher(Searcher):
         on_change: called with a run's folder whenever it is created or ended.
         fetch: called with a run's folder before it is read, to bring what another node wrote.
         clock: seconds, for the time budget.
+        first: configurations of a warm start, tried before any other.
 
     Attributes:
         closed: hand out nothing more.
@@ -121,9 +124,11 @@ class StudySearcher(Searcher):
         on_change: Callable[[Path], None] = lambda folder: None,
         clock: Callable[[], float] = time.monotonic,
         fetch: Callable[[Path], None] = lambda folder: None,
+        first: Sequence[First] = (),
     ):
         super().__init__(metric=METRIC, mode="max")
         self.experiment, self.space, self.study, self.folder = experiment, space, study, folder
+        self.first = first
         self.on_change, self.fetch, self._clock = on_change, fetch, clock
         self.on_full: Callable[[], None] = lambda: None  # whoever runs the search ends it here
         self.closed = False
@@ -239,22 +244,41 @@ class StudySearcher(Searcher):
     def _ask(self, past: list[FrozenTrial]) -> _Live:
         # The whole suggestion is made beside the study and enters the journal in one write. A kill can then never
         # leave half of it behind, whose other half would be drawn from another place of the random stream.
-        scratch = scratch_trial(past, self.study.directions, make_sampler(self.experiment, len(past)))
+        first = self._next_first(past)
+        fixed = self.space.told(first.values) if first else None
+        scratch = scratch_trial(past, self.study.directions, make_sampler(self.experiment, len(past)), fixed)
         values = self.space(scratch)
-        trial_id = self._enter(len(past), scratch.params, scratch.distributions)
-        return self._folder_of(len(past), trial_id, values)
+        tags = {"warm_start": first.source} if first else {}
+        trial_id = self._enter(len(past), scratch.params, scratch.distributions, self._shown(values) | tags)
+        return self._folder_of(len(past), trial_id, values, tags)
 
-    def _enter(self, number: int, params: dict[str, Any], distributions: dict[str, Any]) -> int:
+    def _next_first(self, past: list[FrozenTrial]) -> First | None:
+        """The configuration of a warm start whose turn it is."""
+        tried = sum("warm_start" in trial.user_attrs for trial in past) if self.first else 0
+        return self.first[tried] if tried < len(self.first) else None
+
+    def _shown(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """For who reads the study with Optuna's tools: lists, which Optuna holds by their position."""
+        lists = {p.key for p in self.space.searched if p.kind == "choice" and not p.scalars}
+        return {key: json.dumps(value) for key, value in values.items() if key in lists}
+
+    def _enter(
+        self, number: int, params: dict[str, Any], distributions: dict[str, Any], shown: Mapping[str, str]
+    ) -> int:
         """A trial with all its values into the journal, in one write; gives its id."""
-        self.study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
+        attributes = {"folder": f"trials/{number:05d}", **shown}
+        self.study.add_trial(
+            create_trial(state=TrialState.RUNNING, params=params, distributions=distributions, user_attrs=attributes)
+        )
         return self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
 
     def _materialise(self, trial: optuna.Trial) -> _Live:
-        return self._folder_of(trial.number, trial._trial_id, self.space(trial))
+        tags = {key: text for key, text in trial.user_attrs.items() if key == "warm_start"}
+        return self._folder_of(trial.number, trial._trial_id, self.space(trial), tags)
 
-    def _folder_of(self, number: int, trial_id: int, values: dict[str, Any]) -> _Live:
+    def _folder_of(self, number: int, trial_id: int, values: dict[str, Any], tags: dict[str, str]) -> _Live:
         folder = self.folder / "trials" / f"{number:05d}"
-        run = Run("trial", f"trial {number}", number=number, parameters=values)
+        run = Run("trial", f"trial {number}", number=number, parameters=values, tags=tags)
         run_folder.create(folder, self.experiment.with_values(values), run)
         return _Live(folder, run, trial_id, set())
 
@@ -282,7 +306,9 @@ class StudySearcher(Searcher):
                 continue
             fixed = optuna.trial.FixedTrial(self.space.told(run.parameters))
             self.space(fixed)
-            live = _Live(path.parent, run, self._enter(run.number, fixed.params, fixed.distributions), set())
+            tags = {key: text for key, text in run.tags.items() if key == "warm_start"}
+            trial_id = self._enter(run.number, fixed.params, fixed.distributions, self._shown(run.parameters) | tags)
+            live = _Live(path.parent, run, trial_id, set())
             if run.state != RUNNING:
                 self._tell(live)
             else:
@@ -314,6 +340,8 @@ class StudySearcher(Searcher):
                 self._report(live, int(entry["epoch"]), entry["val/accuracy"])
         state = _STATES[live.run.state]
         values = [entries[-1]["val/accuracy"]] if state == TrialState.COMPLETE else None
+        if live.run.reason and live.trial_id is not None:
+            self.study._storage.set_trial_user_attr(live.trial_id, "reason", live.run.reason)
         self.study.tell(live.run.number, values=values, state=state)
 
 

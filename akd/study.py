@@ -8,14 +8,14 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from akd import cluster, notices, spaces, started
+from akd import cluster, more, notices, spaces, started, warm
 from akd import config as configuration
 from akd import folder as run_folder
 from akd.addresses import check_tracking
@@ -52,6 +52,7 @@ def search(
     ray_address: str | None = None,
     storage: str | None = None,
     display: Display | None = None,
+    warm_start: str | Path | Sequence[str | Path] = (),
 ) -> StudyResult:
     """Search for the best way to distil, train the winner, and say by how much it wins.
 
@@ -64,6 +65,7 @@ def search(
         ray_address: default ``$RAY_ADDRESS``, else a private local Ray.
         storage: what several nodes share, as ``s3://BUCKET/FOLDER``; default ``$AKD_STORAGE``.
         display: where progress is shown; default the terminal.
+        warm_start: earlier studies whose best configurations are tried first, see :func:`akd.warm.plan`.
 
     Raises:
         ExperimentError: a mistake in the experiment; nothing was started or written.
@@ -79,6 +81,7 @@ def search(
         ray_address=ray_address,
         storage=storage,
     )
+    first = planned(ready, warm_start, mirror)
     name, tags = folder.name, tracking_tag(uri, folder.parent) | {"versions": versions()} | mirror.tags()
     if mirror.storage is not None and mirror.storage.exists(f"{name}/run.json"):
         go_on = f"akd search --resume {name} --storage ..."
@@ -86,7 +89,8 @@ def search(
         raise ExperimentError(problem, key="name", value=name)
     try:
         started.keep(folder, ready.experiment)
-        run_folder.create(folder, ready.experiment, Run("study", name, tags=tags))
+        first.keep(folder)
+        run_folder.create(folder, ready.experiment, Run("study", name, tags=tags | first.tags()))
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
         raise ExperimentError(problem, key="output", value=str(folder.parent)) from None
@@ -128,6 +132,12 @@ def check(
     return ready, folder, uri, mirror
 
 
+def planned(ready: Prepared, warm_start: str | Path | Sequence[str | Path], mirror: Mirror) -> warm.Plan:
+    """What a new study tries first."""
+    asked = [warm_start] if isinstance(warm_start, (str, Path)) else warm_start
+    return warm.plan(asked, ready.space, ready.experiment.search.trials, mirror)
+
+
 def resume(
     name: str,
     *,
@@ -137,17 +147,22 @@ def resume(
     ray_address: str | None = None,
     storage: str | None = None,
     display: Display | None = None,
+    add_trials: int | None = None,
 ) -> StudyResult:
-    """Go on with a study that was interrupted or killed.
+    """Go on with a study that was interrupted or killed, or with one that has ended and gets more trials.
 
     Args:
         experiment: what the study is thought to be; another than it was started with is refused.
         storage: as the study was started with; a study that another machine started is found there.
+        add_trials: how many more trials it is to have. A winner that is another then gets final runs of its own, which
+            meet the test images again.
 
     The other arguments and errors are as in :func:`search`, but an MLflow that is away is waited for.
     """
+    number = None if add_trials is None else more.check(add_trials)
     mirror = mirror_of(name, Path(output).absolute(), storage)
     folder = study_folder(Path(output).absolute(), name, resume=True)
+    more.catch_up(folder, mirror)
     full = configuration.load(folder / "experiment.yaml", {}, strict=False)
     started.compare(folder, full, full)
     if experiment is not None:
@@ -162,7 +177,13 @@ def resume(
     with placed(full):
         cluster.check(full.search, ray_address, batch_sizes(full), fewer=True, shared=mirror.shown)
     check_tracking(uri, folder.parent, answers=False)
-    return _Study(ready, folder, uri, ray_address, mirror, display).run()
+    if number is not None:
+        total = more.add(folder, full, number, mirror)
+        ready = replace(ready, experiment=more.with_trials(ready.experiment, total))
+    study = _Study(ready, folder, uri, ray_address, mirror, display)
+    if number is not None:
+        study.display.say(more.words(number, total))
+    return study.run()
 
 
 def batch_sizes(experiment: Experiment) -> list[int]:
@@ -308,6 +329,10 @@ class _Study:
         from akd import tuning
         from akd.searcher import StudySearcher, open_study
 
+        first = warm.read(self.folder)
+        if not (self.folder / "trials").exists():
+            for line in first.lines:
+                self.display.say(line)
         searcher = StudySearcher(
             self.experiment,
             self.ready.space,
@@ -316,6 +341,7 @@ class _Study:
             self.ready.controls,
             on_change=self._changed,
             fetch=self.mirror.down,
+            first=first.first,
         )
         job = Job(
             "",
@@ -387,6 +413,7 @@ class _Study:
         best = ranked[0][0]
         winner = self.experiment.with_values(best.parameters)
         experiments = {"champion": winner, **at_length_of(winner, self.ready.controls)}
+        self._make_way(experiments, best)
         seeds, team = len(final_seeds(winner)), session.team(winner.train.batch_size)
         total = self.experiment.train.epochs * len(experiments) * seeds
         shared = f", on {team.size} workers" if team.size > 1 else ""
@@ -426,6 +453,16 @@ class _Study:
         self.mirror.up_all(handed)
         self._record_end(result)
         return self._conclude(result)
+
+    def _make_way(self, experiments: Mapping[str, Experiment], best: Run) -> None:
+        """Keep the final runs of an earlier winner apart from those of this one."""
+        moved = more.make_way(self.folder, experiments, best.name, self.mirror, self._logged)
+        if any(name.startswith("champion") for name in moved):
+            self.display.say(
+                f"{best.name} is another winner than before: its final runs meet the test images, as the earlier "
+                "winner's did",
+                "yellow",
+            )
 
     def _conclude(self, result: StudyResult) -> StudyResult:
         """Bring MLflow in line with the result, keep MLflow's ids with it, and show it."""

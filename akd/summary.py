@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from akd import folder as run_folder
+from akd import more, warm
 from akd.config import Experiment
 from akd.errors import many
 from akd.folder import Run
@@ -124,6 +125,8 @@ def make_result(
         device_hours=trained / 3600,
         teacher_passes=teacher_passes(study, asked, made, mirror.storage),
         start_cost_s={"median": pauses[len(pauses) // 2], "largest": pauses[-1]} if pauses else {},
+        warm_start=dict(warm.read(study).counts),
+        earlier=more.earlier_results(study),
     )
 
 
@@ -155,6 +158,8 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
         control = plus_minus(result.controls[name]["test"])
         interval = gain.interval() or (" (the same in every seed)" if n > 1 else "")
         lines.append(f"  {CONTROL_WORDS[name]:<14} {control:<20} {gain.mean:>+12.2f} points{interval}")
+    for e in result.earlier:
+        lines.append(f"  after {many(e['trials'], 'trial')} trial {e['best_trial']} had won: {percent(e['test'])} %")
     lines += [
         "",
         verdict(result),

@@ -285,7 +285,10 @@ class Tracker:
     def _wanted(self, folder: Path, run: Run) -> list[Path]:
         """What of a run's folder belongs into MLflow by now."""
         if run.kind == "study":
-            return [folder / "result.json", folder / "report.html"] if run.state != RUNNING else []
+            # The experiment once more: with the trials that were added.
+            names = ["result.json", "report.html", "warm_start.json"]
+            names += ["experiment.yaml"] * ("trials_added" in run.tags)
+            return [folder / name for name in names] if run.state != RUNNING else []
         parts: list[Path] = []
         champion = self.keep == "champion" and run.kind == "final" and run.name.startswith("champion")
         if self.keep == "all":
