@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from akd import __version__, evaluate_verb
+from akd import __version__, evaluate_verb, replay_verb
 from akd.errors import AkdError, ExperimentError, Interrupted, near
 from akd.flags import FLAGS as _FLAGS
 from akd.flags import RUN_FLAGS as _RUN_FLAGS
@@ -121,6 +121,14 @@ def _parser() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     )
     report.add_arguments(reporting)
 
+    replaying = verbs.add_parser(
+        "replay",
+        help="run a trial again and compare every bit",
+        allow_abbrev=False,
+        description=replay_verb.DESCRIPTION,
+    )
+    replay_verb.add_arguments(replaying)
+
     data = verbs.add_parser(
         "data",
         help="fetch a data set, or decode a folder of pictures; rank augmentations",
@@ -186,7 +194,7 @@ def _given(args: argparse.Namespace, plain: Sequence[str]) -> None:
     for flag in flags_given:
         if flags_given.count(flag) > 1 and flag not in repeated:
             raise ExperimentError("is given twice", key=flag)
-    positional = {"data": "name", "ui": "study", "report": "study"}.get(args.verb, "space")
+    positional = {"data": "name", "ui": "study", "report": "study", "replay": "study"}.get(args.verb, "space")
     for name, value in vars(args).items():
         if isinstance(value, str) and not value.strip() and name != positional:
             flags = {key: flag for flag, (key, _, _) in _FLAGS.items()}
@@ -462,6 +470,8 @@ def _run(arguments: Sequence[str]) -> None:
         evaluate_verb.run(args)
     elif args.verb == "report":
         report.run(args)
+    elif args.verb == "replay":
+        replay_verb.run(args)
     elif args.verb == "data":
         print(_prepare_data(args))
     else:

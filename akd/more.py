@@ -102,19 +102,6 @@ def _apply(folder: Path, mirror: Mirror) -> None:
     (folder / _TRIALS).unlink()
 
 
-def earlier_results(folder: Path) -> list[dict[str, Any]]:
-    """What the study found each time it had ended before: trials, the winner's number, its mean test accuracy."""
-    found = []
-    for path in folder.glob("result-*.json"):
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            trials = int(path.stem.partition("-")[2])
-            found.append(
-                {"trials": trials, "best_trial": kept["best_trial"]["number"], "test": kept["champion"]["test"]["mean"]}
-            )
-    return sorted(found, key=lambda f: f["trials"])
-
-
 # -- final runs ----------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import statistics
@@ -140,3 +141,14 @@ class StudyResult:
     def write(self, folder: Path) -> None:
         """Keep it as ``result.json``."""
         checkpoint.write_json(folder / "result.json", asdict(self))
+
+
+def earlier_results(folder: Path) -> list[dict[str, Any]]:
+    """What a study found each time it had ended and then got more trials, see :class:`StudyResult`."""
+    found = []
+    for path in folder.glob("result-*.json"):
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # one that is damaged tells nothing
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            best, test = kept["best_trial"]["number"], kept["champion"]["test"]["mean"]
+            found.append({"trials": int(path.stem.partition("-")[2]), "best_trial": best, "test": test})
+    return sorted(found, key=lambda f: f["trials"])

@@ -28,7 +28,7 @@ from akd.logged import address_of, default_uri, experiment_title, scrubbed, trac
 from akd.mirror import Mirror, mirror_of, open_mirror
 from akd.places import Resources, share
 from akd.prepare import Prepared, complete, default_name, placed, prepare, study_folder
-from akd.provenance import versions
+from akd.provenance import cpu, versions
 from akd.result import StudyResult
 from akd.room import PATIENCE_S, out_of_room, skipped_if_full
 from akd.session import Session
@@ -82,7 +82,8 @@ def search(
         storage=storage,
     )
     first = planned(ready, warm_start, mirror)
-    name, tags = folder.name, tracking_tag(uri, folder.parent) | {"versions": versions()} | mirror.tags()
+    made_by = {"versions": versions(), "cpu": cpu()}
+    name, tags = folder.name, tracking_tag(uri, folder.parent) | made_by | mirror.tags()
     if mirror.storage is not None and mirror.storage.exists(f"{name}/run.json"):
         go_on = f"akd search --resume {name} --storage ..."
         problem = f"exists already in {mirror.shown}; go on with '{go_on}' or choose another --name"

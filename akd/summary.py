@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from akd import folder as run_folder
-from akd import more, warm
+from akd import warm
 from akd.config import Experiment
 from akd.errors import many
 from akd.folder import Run
@@ -20,7 +20,7 @@ from akd.job import kept_keys
 from akd.methods import soft_weight
 from akd.mirror import Mirror
 from akd.prepare import Prepared
-from akd.result import CONTROL_WORDS, StudyResult, paired_gain, scores
+from akd.result import CONTROL_WORDS, StudyResult, earlier_results, paired_gain, scores
 from akd.storage import Storage
 from akd.teacher.cache import size_of
 from akd.teacher.keep import Teacher
@@ -126,7 +126,7 @@ def make_result(
         teacher_passes=teacher_passes(study, asked, made, mirror.storage),
         start_cost_s={"median": pauses[len(pauses) // 2], "largest": pauses[-1]} if pauses else {},
         warm_start=dict(warm.read(study).counts),
-        earlier=more.earlier_results(study),
+        earlier=earlier_results(study),
     )
 
 

@@ -457,4 +457,6 @@ def _params(config: Mapping[str, Any], run: Run) -> dict[str, str]:
     }
     if run.kind == "study":
         params |= {f"search.{k}": v for k, v in config["search"].items() if v is not None}
+        if "trials_added" in run.tags:  # MLflow takes no other value than the first; a tag has the present one
+            del params["search.trials"]
     return {k: str(v) for k, v in params.items()}

@@ -25,7 +25,7 @@ from akd.logged import Logged, default_uri
 from akd.mirror import Mirror, open_mirror
 from akd.report import facts, formats
 from akd.report.verify import verify
-from akd.result import StudyResult
+from akd.result import StudyResult, earlier_results
 from akd.tracking import Tracker
 
 
@@ -52,10 +52,12 @@ def study(origin: Path, tmp_path: Path) -> Path:
 def track(study: Path) -> None:
     """As a session that starts and ends."""
     output = study.parent
-    tracker = Tracker(default_uri(output), output, study, "digits: wrn_16_1 to resnet8", retry_s=0.01)
+    said: list[str] = []
+    title = "digits: wrn_16_1 to resnet8"
+    tracker = Tracker(default_uri(output), output, study, title, retry_s=0.01, on_trouble=said.append)
     for path in sorted(study.glob("*/*/run.json")):
         tracker.changed(path.parent)
-    assert tracker.close()
+    assert tracker.close(), said
 
 
 def best_of(study: Path) -> int:
@@ -315,12 +317,10 @@ class TestFinalRuns:
         assert not (there / "finals" / "champion-seed1").exists()
 
     def test_told_in_the_result(self, study: Path) -> None:
-        assert more.earlier_results(study) == []
+        assert earlier_results(study) == []
         number, kept = best_of(study), json.loads((study / "result.json").read_text())
         add(study, 4)
-        assert more.earlier_results(study) == [
-            {"trials": 8, "best_trial": number, "test": kept["champion"]["test"]["mean"]}
-        ]
+        assert earlier_results(study) == [{"trials": 8, "best_trial": number, "test": kept["champion"]["test"]["mean"]}]
 
 
 def test_trials_that_are_added_follow_those_there_are(tmp_path: Path) -> None:

@@ -389,6 +389,7 @@ def _reproduce(study: Path, own: Run) -> dict[str, str]:
         "tried first": first.words(),
         "trials added": own.tags.get("trials_added"),
         "versions": own.tags.get("versions"),
+        "CPU": own.tags.get("cpu"),
         "teacher (hash of all its weights depend on)": own.tags.get("teacher_hash"),
         "experiment.yaml (SHA-256)": sha256(study / "experiment.yaml"),
         "champion/student.safetensors (SHA-256)": sha256(study / "champion" / "student.safetensors"),
