@@ -166,7 +166,7 @@ class TestDifferences:
         assert " -> " in out.splitlines()[3]
         assert "and" in out.splitlines()[3]
         assert "not equal" in out.splitlines()[-1]
-        assert err.startswith("akd: trial 1 of s did NOT come out the same, from epoch 1 on: torch was 1.")
+        assert err.startswith("akd: trial 1 of s did NOT come out the same, from head epoch 1 on: torch was 1.")
         assert f"the CPU was an abacus, two hands, is {cpu()}" in err
         assert err.count("\n") == 1
 
