@@ -116,7 +116,7 @@ def plan(asked: Sequence[str | Path], space: Space, trials: int, mirror: Mirror)
     lines: list[str] = []
     counts: dict[str, int] = {}
     for name, number in wanted:
-        shown, best = _best(name, mirror, default if number is None else number)
+        shown, best = _best(name, mirror, number, default)
         found, line = _fitting(shown, best, space, first)
         found = found[: trials - len(first)]
         first += found
@@ -141,11 +141,10 @@ def _split(text: str, trials: int) -> tuple[str, int | None]:
 # -- earlier studies -----------------------------------------------------------------------------------
 
 
-def _best(name: str, mirror: Mirror, number: int) -> tuple[str, list[First]]:
-    """A study's name and its best configurations, its winner first."""
+def _best(name: str, mirror: Mirror, number: int | None, default: int) -> tuple[str, list[First]]:
+    """A study's name and its best configurations, its winner first; a list that was kept as a whole."""
     if (kept := Path(name)).name == FILE and kept.is_file():
-        found = list(read(kept.parent).first)
-        return f"{kept.absolute().parent.name}/{FILE}", found
+        return f"{kept.absolute().parent.name}/{FILE}", list(read(kept.parent).first)[:number]
     with _found(name, mirror) as folder:
         try:
             found = _ranked(folder)
@@ -153,7 +152,7 @@ def _best(name: str, mirror: Mirror, number: int) -> tuple[str, list[First]]:
             raise ExperimentError(f"{folder} cannot be read: {reason(error)}", key=_KEY, value=name) from None
     if not found:
         raise ExperimentError("has no trial that finished or was stopped", key=_KEY, value=name)
-    return folder.name, found[:number]
+    return folder.name, found[: default if number is None else number]
 
 
 def _ranked(folder: Path) -> list[First]:

@@ -188,6 +188,8 @@ class TestPlan:
         assert warm.read(tmp_path / "new") == by_path
         again = plan([tmp_path / "new" / warm.FILE], space, 16, elsewhere)
         assert again.first == by_path.first  # the report's way to repeat a study whose source is gone
+        one = plan([f"{tmp_path}/new/{warm.FILE}:1"], space, 16, elsewhere)
+        assert one.first == by_path.first[:1]
         Plan().keep(tmp_path / "new")
         assert not (tmp_path / "new" / warm.FILE).exists()
 
