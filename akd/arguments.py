@@ -126,7 +126,7 @@ def workers(args: argparse.Namespace, flag: str = "--workers") -> int | None:
     """The whole number a flag gives; ``None`` if it was not given."""
     from akd.yamlfile import parse_value
 
-    text = getattr(args, flag[2:])
+    text = getattr(args, flag[2:].replace("-", "_"))
     if text is None:
         return None
     value = parse_value(text, flag)

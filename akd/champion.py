@@ -30,6 +30,22 @@ def at_length_of(winner: Experiment, controls: Mapping[str, Experiment]) -> dict
     }
 
 
+def seeded(study: Path, experiments: Mapping[str, Experiment]) -> dict[Path, tuple[str, int, Experiment]]:
+    """The final runs of a study: folder -> name of the configuration, seed, and the experiment with it.
+
+    Seed by seed, so that an interruption leaves complete comparisons.
+    """
+    return {
+        study / "finals" / f"{name}-seed{seed}": (
+            name,
+            seed,
+            replace(experiment, train=replace(experiment.train, seed=seed, plan_seed=seed)),
+        )
+        for seed in final_seeds(next(iter(experiments.values())))
+        for name, experiment in experiments.items()
+    }
+
+
 def finals(
     study: Path,
     experiments: Mapping[str, Experiment],
@@ -52,12 +68,7 @@ def finals(
     Returns:
         name -> seed -> test accuracy (0..1).
     """
-    runs: dict[Path, tuple[str, int, Experiment]] = {}
-    # Seed by seed, so that an interruption leaves complete comparisons.
-    for seed in final_seeds(next(iter(experiments.values()))):
-        for name, experiment in experiments.items():
-            seeded = replace(experiment, train=replace(experiment.train, seed=seed, plan_seed=seed))
-            runs[study / "finals" / f"{name}-seed{seed}"] = (name, seed, seeded)
+    runs = seeded(study, experiments)
 
     def begin(job: Job) -> None:
         folder = Path(job.folder)

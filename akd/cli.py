@@ -21,6 +21,7 @@ from akd import (
     evaluate_verb,
     export_verb,
     list_verb,
+    replay_verb,
     search_verb,
     teacher_verb,
     train_verb,
@@ -57,6 +58,7 @@ _PLAIN = {
     "evaluate": evaluate_verb.run,
     "export": export_verb.run,
     "report": report.run,
+    "replay": replay_verb.run,
     "data": data_verb.run,
     "list": list_verb.run,
     "ui": ui_verb.run,
@@ -126,6 +128,12 @@ def _parser() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
         description=report.DESCRIPTION,
     )
     add(
+        "replay",
+        replay_verb.add_arguments,
+        help="run a trial again and compare every bit",
+        description=replay_verb.DESCRIPTION,
+    )
+    add(
         "data",
         data_verb.add_arguments,
         help="fetch a data set, or decode a folder of pictures; rank augmentations",
@@ -139,11 +147,13 @@ def _parser() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
 def _given(args: argparse.Namespace, plain: Sequence[str]) -> None:
     """Refuse an empty value, which would stand for a default nobody asked for, and a flag given twice."""
     flags_given = [word.partition("=")[0] for word in plain if word.startswith("--")]
-    repeated = evaluate_verb.REPEATED if args.verb == "evaluate" else ()
+    repeated = {"evaluate": evaluate_verb.REPEATED, "search": ("--warm-start",)}.get(args.verb, ())
     for flag in flags_given:
         if flags_given.count(flag) > 1 and flag not in repeated:
             raise ExperimentError("is given twice", key=flag)
-    positional = {"data": "name", "ui": "study", "report": "study", "export": "student"}.get(args.verb, "space")
+    positional = {"data": "name", "ui": "study", "report": "study", "replay": "study", "export": "student"}.get(
+        args.verb, "space"
+    )
     for name, value in vars(args).items():
         if isinstance(value, str) and not value.strip() and name != positional:
             flags = {key: flag for flag, (key, _, _) in _FLAGS.items()}

@@ -99,8 +99,9 @@ def _one_too_many(word: str, typed: Sequence[str], own: Mapping[str, argparse.Ac
 
 def resumed(kind: str, given: str) -> ExperimentError:
     """The mistake of giving more to a study or a run that goes on."""
+    instead = "; --add-trials N gives it more trials" if (kind, given) == ("study", "--trials") else ""
     problem = (
         f"a {kind} goes on as it was started; nothing else can be given with --resume: leave it out, "
-        f"or start a new {kind} with it"
+        f"or start a new {kind} with it{instead}"
     )
     return ExperimentError(problem, key=given)

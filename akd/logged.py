@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from akd.folder import Run
 
 _FILE = "mlflow.json"
+#: The end of a run that was told and is not the last: no state, so that whichever comes next is told.
+_REOPENED = "REOPENED"
 
 
 def default_uri(output: Path) -> str:
@@ -138,6 +140,18 @@ class Logged:
             "experiment_id": self.experiment_id,
         }
         checkpoint.write_json(self.path, every)
+
+
+def reopen(folder: Path, *changed: str) -> None:
+    """Have a run that ended told to every tracker once more, with the files that will be others by then."""
+    try:
+        every = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    for notes in every.values():
+        notes["ended"] = _REOPENED if notes.get("ended") else ""
+        notes["uploaded"] = [name for name in notes.get("uploaded", []) if name not in changed]
+    checkpoint.write_json(folder / _FILE, every)
 
 
 def logged_as(folder: Path, uri: str) -> tuple[str, str]:

@@ -177,7 +177,8 @@ def _folder_to_go_on(output: Path, name: str) -> Path:
 def _new_folder(output: Path, name: str) -> Path:
     folder = output / name
     # A process killed in its first moment leaves a folder without a run: nothing to go on with, nothing to lose.
-    left = folder.is_dir() and all(p.name == "experiment.yaml" or p.name.startswith(".") for p in folder.iterdir())
+    first = ("experiment.yaml", "warm_start.json")
+    left = folder.is_dir() and all(p.name in first or p.name.startswith(".") for p in folder.iterdir())
     if folder.exists() and not left:
         run = None
         with contextlib.suppress(ValueError, TypeError):  # damaged: the command says so

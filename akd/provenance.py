@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +22,17 @@ def versions() -> str:
         except PackageNotFoundError:  # put on the path without being installed
             continue
     return ", ".join(found)
+
+
+def cpu() -> str:
+    """``Intel(R) Xeon(R) CPU @ 2.20GHz, AVX2``: the processor, and the instructions torch uses of it."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def sha256(path: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import statistics
@@ -111,6 +112,9 @@ class StudyResult:
         costs: student -> cost -> figure, of all that could be trained.
         left_out: student -> the constraint it breaks; none of these was trained.
         confirmation: the race that named the winner, see :func:`akd.confirm.summary`; empty where there was none.
+        warm_start: earlier study -> how many of its configurations were tried first.
+        earlier: each time the study had ended before it got more trials: ``trials`` then, number of the ``best_trial``,
+            mean ``test`` accuracy of its final runs.
     """
 
     study: str
@@ -134,6 +138,9 @@ class StudyResult:
     front: list[dict[str, Any]] = field(default_factory=list)
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    confirmation: dict[str, Any] = field(default_factory=dict)
+    warm_start: dict[str, int] = field(default_factory=dict)
+    earlier: list[dict[str, Any]] = field(default_factory=list)
 
     def front_words(self) -> str:
         """A sentence on the winner among the trials that no other one beats; nothing with one objective."""
@@ -145,8 +152,6 @@ class StudyResult:
         if len(self.front) == 1:
             return "It stands alone on the front: it beats every other finished trial."
         return f"It is the most accurate of {len(self.front)} trials on the front."
-
-    confirmation: dict[str, Any] = field(default_factory=dict)
 
     def note(self) -> str:
         """The outcome in three lines of Markdown, for the tracker."""
@@ -179,3 +184,14 @@ class StudyResult:
     def write(self, folder: Path) -> None:
         """Keep it as ``result.json``."""
         checkpoint.write_json(folder / "result.json", asdict(self))
+
+
+def earlier_results(folder: Path) -> list[dict[str, Any]]:
+    """What a study found each time it had ended and then got more trials, see :class:`StudyResult`."""
+    found = []
+    for path in folder.glob("result-*.json"):
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # one that is damaged tells nothing
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            best, test = kept["best_trial"]["number"], kept["champion"]["test"]["mean"]
+            found.append({"trials": int(path.stem.partition("-")[2]), "best_trial": best, "test": test})
+    return sorted(found, key=lambda f: f["trials"])

@@ -7,7 +7,7 @@ more with every trial that is in it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NoReturn
 
 import optuna
@@ -18,20 +18,24 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 
 def scratch_trial(
-    past: Sequence[FrozenTrial], directions: Sequence[StudyDirection], sampler: optuna.samplers.BaseSampler
+    past: Sequence[FrozenTrial],
+    directions: Sequence[StudyDirection],
+    sampler: optuna.samplers.BaseSampler,
+    fixed: Mapping[str, Any] | None = None,
 ) -> optuna.Trial:
     """The next trial after ``past``, whose values ``sampler`` will draw when they are asked for.
 
     Args:
         past: all trials of the study, by number; they are only read.
         directions: of the study.
+        fixed: values that are not drawn, as Optuna holds them.
 
     With several directions stopped trials come without their curves: Optuna's TPE would order them by their last value
     and asks the study for its only direction. So they count as the least of all trials, behind every finished one.
     """
     if len(directions) > 1:
         past = [_without_curve(trial) if trial.state == TrialState.PRUNED else trial for trial in past]
-    study = optuna.Study("scratch", _Beside(past, directions), sampler)
+    study = optuna.Study("scratch", _Beside(past, directions, fixed or {}), sampler)
     return optuna.Trial(study, len(past))
 
 
@@ -44,9 +48,10 @@ def _without_curve(trial: FrozenTrial) -> FrozenTrial:
 class _Beside(BaseStorage):
     """Storage of trials that are fixed and one that is not; ids are numbers."""
 
-    def __init__(self, past: Sequence[FrozenTrial], directions: Sequence[StudyDirection]):
+    def __init__(self, past: Sequence[FrozenTrial], directions: Sequence[StudyDirection], fixed: Mapping[str, Any]):
         self._directions = list(directions)
-        self._own = create_trial(state=TrialState.RUNNING)
+        # Where Optuna itself keeps the values of an enqueued trial.
+        self._own = create_trial(state=TrialState.RUNNING, system_attrs={"fixed_params": dict(fixed)})
         self._own.number = self._own._trial_id = len(past)
         self._all = [*past, self._own]
 

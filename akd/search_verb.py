@@ -20,6 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_places(parser)
     parser.add_argument("--dry-run", action="store_true", help="show what would be done and how long it would take")
     parser.add_argument("--resume", metavar="NAME", help="go on with a study that was interrupted")
+    parser.add_argument(
+        "--add-trials", metavar="N", help="with --resume: N more trials, also of a study that has ended"
+    )
+    parser.add_argument(
+        "--warm-start",
+        metavar="STUDY[:N]",
+        action="append",
+        default=[],
+        help="try the best configurations of an earlier study first, also of other data or networks; may be repeated",
+    )
 
 
 def run(args: argparse.Namespace, words: list[str]) -> None:
@@ -27,6 +37,9 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     if args.resume is not None:
         _resume(args, words)
         return
+    if args.add_trials is not None:
+        problem = "is for a study that is there; give --resume NAME too, or --trials N for a new one"
+        raise ExperimentError(problem, key="--add-trials", value=args.add_trials)
     if not args.space and not any("space." in w for w in words):
         from akd import spaces
 
@@ -36,22 +49,27 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         from akd import dryrun, study
         from akd.terminal import standard_console
 
-        ready, _, _, _ = study.check(experiment, **arguments.places(args))
+        ready, _, _, mirror = study.check(experiment, **arguments.places(args))
+        first = study.planned(ready, args.warm_start, mirror)
         dryrun.show(ready, standard_console(), Path(args.output))
+        for line in first.lines:
+            standard_console().print(line)
         return
     from akd import study
 
-    study.search(experiment, **arguments.places(args))
+    study.search(experiment, **arguments.places(args), warm_start=args.warm_start)
 
 
 def _resume(args: argparse.Namespace, words: list[str]) -> None:
     given = [f for f, (key, _, _) in FLAGS.items() if getattr(args, key) is not None]
     given += ["--seed"] * (args.seed is not None) + words
     never = ["--name"] * (args.name is not None) + ["--dry-run"] * args.dry_run
+    never += ["--warm-start"] * bool(args.warm_start)
     if never or (given and not args.space):
         raise resumed("study", (never or given)[0])
     from akd.study import resume
 
     experiment = arguments.experiment(args, words) if args.space else None
     places = {name: value for name, value in arguments.places(args).items() if name not in ("name", "tracking_later")}
-    resume(args.resume, experiment=experiment, **places)
+    more = arguments.workers(args, "--add-trials")
+    resume(args.resume, experiment=experiment, add_trials=more, **places)

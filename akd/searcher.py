@@ -6,6 +6,7 @@ this adapter speaks to Optuna's ask-and-tell itself. Trial folders are the truth
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
@@ -35,6 +36,7 @@ from akd.samplers import make_sampler, used_up
 from akd.scheduler import METRIC, TIME
 from akd.scratch import scratch_trial
 from akd.space import Space
+from akd.warm import First
 
 _STATES = {COMPLETE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
@@ -95,6 +97,7 @@ class StudySearcher(Searcher):
         clock: seconds, for the time budget where no ``budget`` is given.
         budget: the study's account; default one that begins now.
         costs: student -> cost -> figure, see :mod:`akd.costs`; all there are of the objectives.
+        first: configurations of a warm start, tried before any other.
 
     Attributes:
         closed: hand out nothing more.
@@ -114,10 +117,12 @@ class StudySearcher(Searcher):
         fetch: Callable[[Path], None] = lambda folder: None,
         budget: Budget | None = None,
         costs: Mapping[str, Mapping[str, float]] | None = None,
+        first: Sequence[First] = (),
     ):
         super().__init__(metric=METRIC, mode="max")
         self.experiment, self.space, self.study, self.folder = experiment, space, study, folder
         self.on_change, self.fetch, self.costs = on_change, fetch, costs or {}
+        self.first = first
         self.on_full: Callable[[], None] = lambda: None  # whoever runs the search ends it here
         self.closed = False
         self.full: str | None = None
@@ -268,23 +273,44 @@ class StudySearcher(Searcher):
     def _ask(self, past: list[FrozenTrial]) -> _Live:
         # The whole suggestion is made beside the study and enters the journal in one write. A kill can then never
         # leave half of it behind, whose other half would be drawn from another place of the random stream.
-        scratch = scratch_trial(past, self.study.directions, make_sampler(self.experiment, len(past), self.space))
+        first = self._next_first(past)
+        fixed = self.space.told(first.values) if first else None
+        sampler = make_sampler(self.experiment, len(past), self.space)
+        scratch = scratch_trial(past, self.study.directions, sampler, fixed)
         values = self.space(scratch)
-        trial_id = self._enter(len(past), scratch.params, scratch.distributions)
-        return self._folder_of(len(past), trial_id, values)
+        tags = {"warm_start": first.source} if first else {}
+        trial_id = self._enter(len(past), scratch.params, scratch.distributions, self._shown(values) | tags)
+        return self._folder_of(len(past), trial_id, values, tags)
 
-    def _enter(self, number: int, params: dict[str, Any], distributions: dict[str, Any]) -> int:
+    def _next_first(self, past: list[FrozenTrial]) -> First | None:
+        """The configuration of a warm start whose turn it is."""
+        tried = sum("warm_start" in trial.user_attrs for trial in past) if self.first else 0
+        return self.first[tried] if tried < len(self.first) else None
+
+    def _shown(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """For who reads the study with Optuna's tools: lists, which Optuna holds by their position."""
+        lists = {p.key for p in self.space.searched if p.kind == "choice" and not p.scalars}
+        return {key: json.dumps(value) for key, value in values.items() if key in lists}
+
+    def _enter(
+        self, number: int, params: dict[str, Any], distributions: dict[str, Any], shown: Mapping[str, str]
+    ) -> int:
         """A trial with all its values into the journal, in one write; gives its id."""
-        self.study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
+        attributes = {"folder": f"trials/{number:05d}", **shown}
+        self.study.add_trial(
+            create_trial(state=TrialState.RUNNING, params=params, distributions=distributions, user_attrs=attributes)
+        )
         return self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
 
     def _materialise(self, trial: optuna.Trial) -> _Live:
-        return self._folder_of(trial.number, trial._trial_id, self.space(trial))
+        tags = {key: text for key, text in trial.user_attrs.items() if key == "warm_start"}
+        return self._folder_of(trial.number, trial._trial_id, self.space(trial), tags)
 
-    def _folder_of(self, number: int, trial_id: int, values: dict[str, Any]) -> _Live:
+    def _folder_of(self, number: int, trial_id: int, values: dict[str, Any], tags: dict[str, str]) -> _Live:
         folder = self.folder / "trials" / f"{number:05d}"
         experiment = self.experiment.with_values(values)
-        run = Run("trial", f"trial {number}", number=number, parameters=values, results=self._cost(experiment))
+        cost = self._cost(experiment)
+        run = Run("trial", f"trial {number}", number=number, parameters=values, results=cost, tags=tags)
         run_folder.create(folder, experiment, run)
         return _Live(folder, run, trial_id, set())
 
@@ -316,7 +342,9 @@ class StudySearcher(Searcher):
                 continue
             fixed = optuna.trial.FixedTrial(self.space.told(run.parameters))
             self.space(fixed)
-            live = _Live(path.parent, run, self._enter(run.number, fixed.params, fixed.distributions), set())
+            tags = {key: text for key, text in run.tags.items() if key == "warm_start"}
+            trial_id = self._enter(run.number, fixed.params, fixed.distributions, self._shown(run.parameters) | tags)
+            live = _Live(path.parent, run, trial_id, set())
             if run.state != RUNNING:
                 self._tell(live)
             else:
@@ -351,6 +379,8 @@ class StudySearcher(Searcher):
         if state == TrialState.COMPLETE:
             objectives = self.experiment.search.objectives
             values = values_of(objectives, entries[-1]["val/accuracy"], figures_of(live.run.results))
+        if live.run.reason and live.trial_id is not None:
+            self.study._storage.set_trial_user_attr(live.trial_id, "reason", live.run.reason)
         self.study.tell(live.run.number, values=values, state=state)
 
 

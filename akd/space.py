@@ -63,18 +63,19 @@ class Parameter:
             return trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)
         if self.kind == "choice":
             # Optuna keeps plain scalars only; lists travel by position.
-            if self._scalars:
+            if self.scalars:
                 return trial.suggest_categorical(self.key, self.choices)
             return self.choices[trial.suggest_categorical(self.key, tuple(range(len(self.choices))))]
         return self.choices[0]
 
     @property
-    def _scalars(self) -> bool:
+    def scalars(self) -> bool:
+        """True if Optuna can hold its choices as they are."""
         return all(isinstance(c, (str, int, float, bool, type(None))) for c in self.choices)
 
     def told(self, value: Any) -> Any:
         """What Optuna holds for a value."""
-        return value if self.kind != "choice" or self._scalars else self.choices.index(value)
+        return value if self.kind != "choice" or self.scalars else self.choices.index(value)
 
     def takes(self, value: Any) -> bool:
         """True if it can have this value (of a float range: any between its ends)."""

@@ -22,10 +22,15 @@ _FILE = ".experiment.yaml"
 _OPEN = ("data.dir", "search.champion_seeds", "search.confirm_seeds", "train.threads", "teacher.train.threads")
 
 
+def note(folder: Path) -> Path:
+    """The file that holds it."""
+    return folder / _FILE
+
+
 def keep(folder: Path, experiment: Experiment) -> None:
     """Note what the study in ``folder`` is started with."""
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_text(folder / _FILE, experiment.to_yaml())
+    checkpoint.write_text(note(folder), experiment.to_yaml())
 
 
 def compare(folder: Path, experiment: Experiment, given: Experiment, *, beside: bool = False) -> None:
@@ -54,6 +59,8 @@ def compare(folder: Path, experiment: Experiment, given: Experiment, *, beside: 
     origins = given.origins
     where = origins.get(keys[0]) or origins.get(keys[0].removesuffix(".name"))
     ways = ["put it back"] if where or not beside else []
+    if beside and keys == ["search.trials"] and (more := now[keys[0]] - before[keys[0]]) > 0:
+        ways = [f"put it back and give --add-trials {more}"]
     if beside:
         flags = [] if where and where.startswith("--") else _flags({k: before.get(k) for k in keys})
         ways += [f"give {' '.join(flags)} too"] if flags else []

@@ -8,14 +8,14 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from akd import architectures, card, cluster, confirm, costs, front, notices, objectives, spaces, started
+from akd import architectures, card, cluster, confirm, costs, front, more, notices, objectives, spaces, started, warm
 from akd import config as configuration
 from akd import folder as run_folder
 from akd.addresses import check_tracking
@@ -30,7 +30,7 @@ from akd.mirror import Mirror, mirror_of, open_mirror
 from akd.pairs import grid_words
 from akd.places import Resources, share
 from akd.prepare import Prepared, complete, default_name, placed, prepare, study_folder
-from akd.provenance import versions
+from akd.provenance import cpu, versions
 from akd.result import StudyResult
 from akd.room import PATIENCE_S, out_of_room, skipped_if_full
 from akd.session import Session
@@ -54,6 +54,7 @@ def search(
     ray_address: str | None = None,
     storage: str | None = None,
     display: Display | None = None,
+    warm_start: str | Path | Sequence[str | Path] = (),
 ) -> StudyResult:
     """Search for the best way to distil, train the winner, and say by how much it wins.
 
@@ -66,6 +67,7 @@ def search(
         ray_address: default ``$RAY_ADDRESS``, else a private local Ray.
         storage: what several nodes share, as ``s3://BUCKET/FOLDER``; default ``$AKD_STORAGE``.
         display: where progress is shown; default the terminal.
+        warm_start: earlier studies whose best configurations are tried first, see :func:`akd.warm.plan`.
 
     Raises:
         ExperimentError: a mistake in the experiment; nothing was started or written.
@@ -81,22 +83,31 @@ def search(
         ray_address=ray_address,
         storage=storage,
     )
-    found(ready, folder, uri, mirror)
+    found(ready, folder, uri, mirror, first=planned(ready, warm_start, mirror))
     return _Study(ready, folder, uri, ray_address, mirror, display).run()
 
 
-def found(ready: Prepared, folder: Path, uri: str, mirror: Mirror, tags: Mapping[str, str] | None = None) -> None:
+def found(
+    ready: Prepared,
+    folder: Path,
+    uri: str,
+    mirror: Mirror,
+    tags: Mapping[str, str] | None = None,
+    first: warm.Plan | None = None,
+) -> None:
     """Make the folder of a study that has passed :func:`check`; from then on :func:`resume` can go on with it.
 
     Args:
         tags: more that the study is to note of itself.
+        first: what it tries first.
 
     Raises:
         ExperimentError: another machine steers a study of this name, or the folder cannot be written.
     """
-    name, own = folder.name, tracking_tag(uri, folder.parent) | {"versions": versions()} | mirror.tags()
+    name, own = folder.name, tracking_tag(uri, folder.parent) | {"versions": versions(), "cpu": cpu()} | mirror.tags()
     if (students := architectures.title(ready.experiment)) != ready.experiment.student.name:
         own |= {"students": students}
+    own |= first.tags() if first is not None else {}
     if mirror.storage is not None and mirror.storage.exists(f"{name}/run.json"):
         go_on = f"akd search --resume {name} --storage ..."
         problem = f"exists already in {mirror.shown}; go on with '{go_on}' or choose another --name"
@@ -104,6 +115,8 @@ def found(ready: Prepared, folder: Path, uri: str, mirror: Mirror, tags: Mapping
     try:
         started.keep(folder, ready.experiment)
         costs.keep(folder, ready.costs)
+        if first is not None:
+            first.keep(folder)
         run_folder.create(folder, ready.experiment, Run("study", name, tags={**own, **(tags or {})}))
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
@@ -149,6 +162,15 @@ def check(
     return ready, folder, uri, mirror
 
 
+def planned(ready: Prepared, warm_start: str | Path | Sequence[str | Path], mirror: Mirror) -> warm.Plan:
+    """What a new study tries first."""
+    asked = [warm_start] if isinstance(warm_start, (str, Path)) else warm_start
+    if asked and ready.experiment.search.sampler == "grid":
+        problem = "cannot go with a grid, which has every value of its own; leave it out, or take another --sampler"
+        raise ExperimentError(problem, key="--warm-start", value=str(asked[0]))
+    return warm.plan(asked, ready.space, ready.experiment.search.trials, mirror)
+
+
 def resume(
     name: str,
     *,
@@ -158,17 +180,22 @@ def resume(
     ray_address: str | None = None,
     storage: str | None = None,
     display: Display | None = None,
+    add_trials: int | None = None,
 ) -> StudyResult:
-    """Go on with a study that was interrupted or killed.
+    """Go on with a study that was interrupted or killed, or with one that has ended and gets more trials.
 
     Args:
         experiment: what the study is thought to be; another than it was started with is refused.
         storage: as the study was started with; a study that another machine started is found there.
+        add_trials: how many more trials it is to have. A winner that is another then gets final runs of its own, which
+            meet the test images again.
 
     The other arguments and errors are as in :func:`search`, but an MLflow that is away is waited for.
     """
+    number = None if add_trials is None else more.check(add_trials)
     mirror = mirror_of(name, Path(output).absolute(), storage)
     folder = study_folder(Path(output).absolute(), name, resume=True)
+    more.catch_up(folder, mirror)
     full = configuration.load(folder / "experiment.yaml", {}, strict=False)
     started.compare(folder, full, full)
     if experiment is not None:
@@ -186,7 +213,13 @@ def resume(
         cluster.check(full.search, ray_address, batch_sizes(full), fewer=True, shared=mirror.shown)
     check_tracking(uri, folder.parent, answers=False)
     ready = architectures.priced(ready, costs.kept(folder))
-    return _Study(ready, folder, uri, ray_address, mirror, display).run()
+    if number is not None:
+        total = more.add(folder, full, number, mirror)
+        ready = replace(ready, experiment=more.with_trials(ready.experiment, total))
+    study = _Study(ready, folder, uri, ray_address, mirror, display)
+    if number is not None:
+        study.display.say(more.words(number, total))
+    return study.run()
 
 
 def batch_sizes(experiment: Experiment) -> list[int]:
@@ -356,6 +389,10 @@ class _Study:
         from akd import tuning
         from akd.searcher import StudySearcher, open_study
 
+        first = warm.read(self.folder)
+        if not (self.folder / "trials").exists():
+            for line in first.lines:
+                self.display.say(line)
         searcher = StudySearcher(
             self.experiment,
             self.ready.space,
@@ -366,6 +403,7 @@ class _Study:
             fetch=self.mirror.down,
             budget=self._budget(teacher),
             costs=self.ready.costs,
+            first=first.first,
         )
         job = Job(
             "",
@@ -459,6 +497,7 @@ class _Study:
         best = first[0]
         winner = self.experiment.with_values(best.parameters)
         experiments = {"champion": winner, **at_length_of(winner, self.ready.controls)}
+        self._make_way(experiments, best)
         seeds, team = len(final_seeds(winner)), session.team(winner.train.batch_size)
         total = self.experiment.train.epochs * len(experiments) * seeds
         shared = f", on {team.size} workers" if team.size > 1 else ""
@@ -500,6 +539,16 @@ class _Study:
         self.mirror.up_all(handed)
         self._record_end(result)
         return self._conclude(result)
+
+    def _make_way(self, experiments: Mapping[str, Experiment], best: Run) -> None:
+        """Keep the final runs of an earlier winner apart from those of this one."""
+        moved = more.make_way(self.folder, experiments, best.name, self.mirror, self._logged)
+        if any(name.startswith("champion") for name in moved):
+            self.display.say(
+                f"{best.name} is another winner than before: its final runs meet the test images, as the earlier "
+                "winner's did",
+                "yellow",
+            )
 
     def _conclude(self, result: StudyResult) -> StudyResult:
         """Bring MLflow in line with the result, keep MLflow's ids with it, and show it."""

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from akd import confirm, front
+from akd import confirm, front, warm
 from akd import folder as run_folder
 from akd.budget import account, account_words
 from akd.config import Experiment
@@ -21,7 +21,7 @@ from akd.job import kept_keys
 from akd.methods import soft_weight
 from akd.mirror import Mirror
 from akd.prepare import Prepared
-from akd.result import CONTROL_WORDS, StudyResult, paired_gain, scores
+from akd.result import CONTROL_WORDS, StudyResult, earlier_results, paired_gain, scores
 from akd.storage import Storage
 from akd.teacher.cache import size_of
 from akd.teacher.keep import Teacher
@@ -141,6 +141,8 @@ def make_result(
         costs=ready.costs,
         left_out=ready.left_out,
         confirmation=confirmation or {},
+        warm_start=dict(warm.read(study).counts),
+        earlier=earlier_results(study),
     )
 
 
@@ -173,6 +175,8 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
         control = plus_minus(result.controls[name]["test"])
         interval = gain.interval() or (" (the same in every seed)" if n > 1 else "")
         lines.append(f"  {CONTROL_WORDS[name]:<14} {control:<20} {gain.mean:>+12.2f} points{interval}")
+    for e in result.earlier:
+        lines.append(f"  after {many(e['trials'], 'trial')} trial {e['best_trial']} had won: {percent(e['test'])} %")
     lines += ["", *front_lines(result)] if result.front else []
     lines += [
         "",

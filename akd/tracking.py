@@ -285,7 +285,10 @@ class Tracker:
     def _wanted(self, folder: Path, run: Run) -> list[Path]:
         """What of a run's folder belongs into MLflow by now."""
         if run.kind == "study":
-            return [folder / "result.json", folder / "report.html"] if run.state != RUNNING else []
+            # The experiment once more: with the trials that were added.
+            names = ["result.json", "report.html", "warm_start.json"]
+            names += ["experiment.yaml"] * ("trials_added" in run.tags)
+            return [folder / name for name in names] if run.state != RUNNING else []
         if run.kind == "comparison":
             return [folder / "comparison.json", folder / "comparison.md"] if run.state != RUNNING else []
         parts: list[Path] = []
@@ -457,4 +460,6 @@ def _params(config: Mapping[str, Any], run: Run) -> dict[str, str]:
     }
     if run.kind == "study":
         params |= {f"search.{k}": v for k, v in config["search"].items() if v is not None}
+        if "trials_added" in run.tags:  # MLflow takes no other value than the first; a tag has the present one
+            del params["search.trials"]
     return {k: str(v) for k, v in params.items()}

@@ -964,9 +964,48 @@ SINGLE = {
     "go on with an experiment": other("train", "s.yaml", "--resume", "alone", says=["nothing else"], setup=alone),
 }
 
+
+def warm(name: str, *, says: list[str], setup: Setup | None = None) -> Row:
+    return flags("--warm-start", name, says=says, setup=setup)
+
+
+GOING = {
+    "start from nothing": warm("old", says=["warm_start = 'old'", "there is no study of this name in"]),
+    "start from another": warm("onee", says=["did you mean 'one'"], setup=started),
+    "start from a single run": warm("alone", says=["is a single run: only studies have configurations"], setup=alone),
+    "start from no trial": warm("one", says=["has no trial that finished or was stopped"], setup=started),
+    "start from none of it": warm("one:0", says=["'one:0'", "from 1 to 4 (search.trials)"], setup=started),
+    "start from more than trials": warm("one:5", says=["'one:5'", "from 1 to 4 (search.trials)"], setup=started),
+    "start from so many": warm("one:many", says=["'one:many'", "from 1 to 4"], setup=started),
+    "start from no name": warm("", says=["warm_start = ''", "must name a study"]),
+    "start and go on": again("--warm-start", "one", says=["--warm-start", "nothing else can be given"]),
+    "add to nothing": flags("--add-trials", "3", says=["--add-trials = '3'", "give --resume NAME"], library=False),
+    "add and show": again("--add-trials", "3", "--dry-run", says=["--dry-run", "nothing else can be given"]),
+    "add trials as trials": again("--trials", "9", says=["--add-trials N gives it more trials"]),
+    **{
+        f"add {value}": again(f"--add-trials={value}", says=[f"--add-trials = {shown}", "a whole number of at least 1"])
+        for value, shown in WRONG.items()
+    },
+    "add and change": other(
+        *("search", "s.yaml", "--resume", "one", "--add-trials", "3", "--train.epochs", "3"),
+        says=["train.epochs: 2 -> 3"],
+        setup=started,
+    ),
+    "more in the file": other(
+        *("search", "s.yaml", "--resume", "one", "--trials", "9"),
+        says=["search.trials: 4 -> 9", "put it back and give --add-trials 5"],
+        setup=started,
+    ),
+    "replay of nothing": other("replay", "one", "0", says=["study = 'one'", "there is no study of this name"]),
+    "replay of no trial": other("replay", "one", "0", says=["trial = '0'", "there is no such run"], setup=started),
+    "replay of what": other("replay", "one", says=["required: TRIAL"], setup=started),
+    "replay with keys": other("replay", "one", "0", "--train.lr", "1", says=["takes no keys of an experiment"]),
+}
+
 TABLES = [NAMES, NUMBERS, SPACES, FORMS, FILES, WEIGHTS, DATA, PLACES, MACHINES, RESUMED, VERBS, CACHE, SINGLE]
+TABLES += [GOING]
 TITLES = ["names", "numbers", "space", "forms", "file", "weights", "data", "places", "machines", "resume"]
-TITLES += ["verbs", "cache", "single"]
+TITLES += ["verbs", "cache", "single", "going on"]
 ROWS = {f"{title}: {name}": row for title, rows in zip(TITLES, TABLES, strict=True) for name, row in rows.items()}
 
 
@@ -1056,7 +1095,7 @@ def called(arguments: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
     places: dict[str, Any] = {}
     values: dict[str, Any] = {}
     for flag, text in zip(words[::2], words[1::2], strict=True):
-        if flag in ("--name", "--output", "--tracking-uri", "--ray-address", "--storage"):
+        if flag in ("--name", "--output", "--tracking-uri", "--ray-address", "--storage", "--warm-start"):
             places[flag[2:].replace("-", "_")] = text
             continue
         key = cli._FLAGS[flag][0] if flag in cli._FLAGS else flag[2:]

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from akd.config import Experiment, resolve
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING, Run
 from akd.searcher import StudySearcher, make_sampler, open_study, ranking
 from akd.space import parse
+from akd.warm import First
 
 FLAT = {
     "train.lr": {"type": "float", "low": 0.001, "high": 1.0, "log": True},
@@ -68,13 +69,20 @@ class Killed(BaseException):
 class Session:
     """One process of a search: what Tune and the trainer do around a StudySearcher."""
 
-    def __init__(self, folder: Path, e: Experiment, clock: Callable[[], float] = lambda: 0.0, controls: bool = True):
+    def __init__(
+        self,
+        folder: Path,
+        e: Experiment,
+        clock: Callable[[], float] = lambda: 0.0,
+        controls: bool = True,
+        first: Sequence[First] = (),
+    ):
         self.folder, self.experiment = folder, e
         named = {n: resolve(e.to_dict() | {"method": n}, strict=False) for n in ("none", "kd")} if controls else {}
         folder.mkdir(parents=True, exist_ok=True)
         self.study = open_study(folder / "optuna.log", "s")
         self.changes: list[Path] = []
-        self.searcher = StudySearcher(e, parse(e), self.study, folder, named, self.changes.append, clock)
+        self.searcher = StudySearcher(e, parse(e), self.study, folder, named, self.changes.append, clock, first=first)
         self.order: list[str] = []
         self._ids = (f"tune{i}" for i in itertools.count())
 

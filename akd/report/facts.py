@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from akd import config as configuration
 from akd import folder as run_folder
-from akd import objectives
+from akd import objectives, warm
 from akd.architectures import KEY, of_study, title
 from akd.config import Experiment
 from akd.errors import AkdError, many, reason
@@ -467,9 +467,14 @@ def _cost(study: Path, result: StudyResult | None, trials: Sequence[Trial], epoc
 
 def _reproduce(study: Path, own: Run) -> dict[str, str]:
     """Command, versions and hashes; what was not recorded is left out."""
+    first = warm.read(study)
+    again = f" --warm-start {warm.FILE}" if first.first else ""
     found: Mapping[str, str | None] = {
-        "command": f"akd search experiment.yaml --name {study.name}-again",
+        "command": f"akd search experiment.yaml --name {study.name}-again{again}",
+        "tried first": first.words(),
+        "trials added": own.tags.get("trials_added"),
         "versions": own.tags.get("versions"),
+        "CPU": own.tags.get("cpu"),
         "teacher (hash of all its weights depend on)": own.tags.get("teacher_hash"),
         "experiment.yaml (SHA-256)": sha256(study / "experiment.yaml"),
         "champion/student.safetensors (SHA-256)": sha256(study / "champion" / "student.safetensors"),

@@ -153,7 +153,7 @@ def verdict(checks: Iterable[Check], state: str) -> str:
 
 
 def _read_folders(books: _Books) -> None:
-    for part in ("controls", "trials", "confirm", "finals"):
+    for part in ("controls", "trials", "confirm", "finals", "finals-*"):  # the last: of earlier winners
         for path in sorted(books.study.glob(f"{part}/*/run.json")):
             name = path.parent.relative_to(books.study)
             try:
