@@ -164,7 +164,7 @@ def _difference(gain: Mapping[str, Any] | None) -> str:
     if gain is None:
         return ""
     found = Gain(**gain)
-    return f"{found.mean:+.2f}{found.interval() or ' (no interval)'}"
+    return f"{found.mean:+.2f}{found.interval() or ' (no interval: one seed, or the same in every seed)'}"
 
 
 def rows(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

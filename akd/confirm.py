@@ -262,7 +262,9 @@ def lines(confirmation: Mapping[str, Any]) -> list[str]:
     if following["dropped"]:
         few = len(following["accuracy"])
         shown += f" (dropped after {few} seed{'s' * (few > 1)})"
-    return [first + shown, f"  difference {_gap(gap)}"]
+    found, pairs = Gain(**gap), min(n, len(following["accuracy"]))
+    interval = found.interval() or (" (the same in every seed)" if pairs > 1 else " (one seed gives no interval)")
+    return [first + shown, f"  difference {found.mean:+.2f} points{interval}"]
 
 
 def figures(confirmation: Mapping[str, Any]) -> dict[str, float]:
@@ -279,11 +281,6 @@ def figures(confirmation: Mapping[str, Any]) -> dict[str, float]:
 def _figure(told: Mapping[str, Any]) -> str:
     spread = f" ± {percent(told['std'])}" if told["std"] is not None else ""
     return f"{percent(told['mean'])}{spread} %"
-
-
-def _gap(gap: Mapping[str, Any]) -> str:
-    found = Gain(**gap)
-    return f"{found.mean:+.2f} points{found.interval() or ' (no interval)'}"
 
 
 def rows(confirmation: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -191,7 +191,7 @@ class TestRace:
         found = stands(tmp_path, confirm_seeds=2)
         assert found.winner is not None
         assert found.winner.number == 1
-        assert "no interval" in confirm.lines(summary(found))[1]
+        assert "+0.00 points (the same in every seed)" in confirm.lines(summary(found))[1]
 
     def test_a_clear_loser_leaves_and_the_others_go_on(self, tmp_path: Path) -> None:
         searched(tmp_path, [0.950, 0.948, 0.946])

@@ -103,8 +103,8 @@ def test_a_whole_study_is_verified(say: Say) -> None:
     assert code == 0
     assert wrong(lines) == set()
     assert verdict == "verified: folders, Optuna and MLflow agree"
-    names = "files, MLflow, trials, no run twice, states, counts, accuracy, epochs, parameters, controls, final runs"
-    assert ", ".join(lines) == f"{names}, result"
+    names = "files, MLflow, trials, no run twice, states, counts, accuracy, epochs, parameters, controls, confirmation"
+    assert ", ".join(lines) == f"{names}, final runs, result"
     assert "8 folders, 8 in Optuna, 8 in MLflow" in lines["trials"]
     assert "20 runs in MLflow, each of one folder" in lines["no run twice"]
     assert "5 COMPLETE, 1 FAILED, 2 PRUNED in all three" in lines["counts"]
