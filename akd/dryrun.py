@@ -82,7 +82,7 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
 
     experiment, search = ready.experiment, ready.experiment.search
     console.print(Syntax(experiment.to_yaml().rstrip(), "yaml", background_color="default"))
-    _costs(architectures.clocked(ready), console)
+    ready = architectures.clocked(ready)
     console.print("\nthe first three configurations:")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=directions(search.objectives))
@@ -93,6 +93,7 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
         console.print(
             f"  trial {number}: " + ", ".join(f"{k} {show_value(v)}" for k, v in values.items()), soft_wrap=True
         )
+    _costs(ready, console)
     console.print("\ntiming a few steps ...")
     data = ready.data
     factor = experiment.train.epoch_factor
