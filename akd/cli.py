@@ -1,4 +1,7 @@
-"""The command line: ``akd search``, ``akd train``, ``akd teacher``, ``akd evaluate``, ``akd data``, ..."""
+"""The command line: ``akd search``, ``akd train``, ``akd teacher``, ``akd evaluate``, ``akd data``, ...
+
+A verb is a file of its own: what it takes (``add_arguments``) and what it does (``run``).
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,25 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from akd import __version__, evaluate_verb, export_verb
+from akd import (
+    __version__,
+    data_verb,
+    evaluate_verb,
+    export_verb,
+    list_verb,
+    search_verb,
+    teacher_verb,
+    train_verb,
+    ui_verb,
+)
+from akd.arguments import DOTTED, apart
 from akd.errors import AkdError, ExperimentError, Interrupted, near
 from akd.flags import FLAGS as _FLAGS
-from akd.flags import RUN_FLAGS as _RUN_FLAGS
-from akd.flags import TEACHER_FLAGS as _TEACHER_FLAGS
-from akd.flags import resumed, unknown
+from akd.flags import unknown
 from akd.report import command as report
-
-_DOTTED = "Any key of an experiment can be set as --dotted.key VALUE, for example --train.lr 0.1."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,146 +44,87 @@ class _Parser(argparse.ArgumentParser):
         raise ExperimentError(f"{message}; see '{self.prog} --help'")
 
 
+#: Verbs that take the keys of an experiment, and those that do not.
+_WITH_KEYS = {
+    "search": search_verb.run,
+    "train": train_verb.run,
+    "teacher": teacher_verb.run,
+    "teacher-cache": teacher_verb.run_cache,
+}
+_PLAIN = {
+    "evaluate": evaluate_verb.run,
+    "export": export_verb.run,
+    "report": report.run,
+    "data": data_verb.run,
+    "list": list_verb.run,
+    "ui": ui_verb.run,
+}
+
+
 def _parser() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     """The program's parser, and that of each verb."""
     parser = _Parser(prog="akd", description="Find the best way to distil a teacher network into a student.")
     parser.add_argument("--version", action="version", version=f"akd {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
-    search = verbs.add_parser(
+
+    def add(name: str, arguments_of: Callable[[argparse.ArgumentParser], None], **words: Any) -> None:
+        arguments_of(verbs.add_parser(name, allow_abbrev=False, **words))
+
+    add(
         "search",
+        search_verb.add_arguments,
         help="search a space, train the winner",
-        description="Search a space of distillation settings, then train the winner and the controls.",
-        epilog=_DOTTED,
-        allow_abbrev=False,
+        description=search_verb.DESCRIPTION,
+        epilog=DOTTED,
     )
-    _add_experiment(search, "space", list(_FLAGS))
-    search.add_argument("--seed", metavar="N", help="of sampler, initialisation and augmentation")
-    search.add_argument("--name", help="of the study; default from data, method and time")
-    _add_places(search)
-    search.add_argument("--dry-run", action="store_true", help="show what would be done and how long it would take")
-    search.add_argument("--resume", metavar="NAME", help="go on with a study that was interrupted")
-
-    train = verbs.add_parser(
+    add(
         "train",
+        train_verb.add_arguments,
         help="train one student, without a search",
-        description="Train one student as an experiment says, on all devices; its space is not searched.",
-        epilog=_DOTTED,
-        allow_abbrev=False,
+        description=train_verb.DESCRIPTION,
+        epilog=DOTTED,
     )
-    _add_experiment(train, "experiment", _RUN_FLAGS)
-    train.add_argument("--workers", metavar="N", help="that share the run (Ray Train); default all devices")
-    train.add_argument("--seed", metavar="N", help="of initialisation and augmentation")
-    train.add_argument("--name", help="of the run; default from data, method and time")
-    _add_places(train)
-    train.add_argument("--resume", metavar="NAME", help="go on with a run that was interrupted")
-
-    teacher = verbs.add_parser(
+    add(
         "teacher",
+        teacher_verb.add_arguments,
         help="train an experiment's teacher and keep it",
-        description="Train the teacher of an experiment on all devices, unless it is kept already.",
-        epilog=f"{_DOTTED} 'akd teacher cache' keeps its outputs ahead of a search: akd teacher cache --help",
-        allow_abbrev=False,
+        description=teacher_verb.DESCRIPTION,
+        epilog=f"{DOTTED} 'akd teacher cache' keeps its outputs ahead of a search: akd teacher cache --help",
     )
-    _add_experiment(teacher, "experiment", _TEACHER_FLAGS)
-    teacher.add_argument("--workers", metavar="N", help="that share the run (Ray Train); default all devices")
-    teacher.add_argument("--output", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
-    _add_machines(teacher)
-
-    cache = verbs.add_parser(
+    add(
         "teacher-cache",
+        teacher_verb.add_cache_arguments,
         prog="akd teacher cache",
-        description="Keep the outputs of an experiment's teacher ahead of a search, on all devices. Give what the "
-        "search will be given: its data, teacher, seed, epochs and space.",
-        epilog=_DOTTED,
-        allow_abbrev=False,
+        description=teacher_verb.CACHE_DESCRIPTION,
+        epilog=DOTTED,
     )
-    _add_experiment(cache, "experiment", list(_FLAGS))
-    cache.add_argument("--passes", metavar="N", help="over the training images; default a trial's epochs")
-    cache.add_argument("--seed", metavar="N", help="as of the search")
-    cache.add_argument("--workers", metavar="N", help="that share the work (Ray Train); default all devices")
-    cache.add_argument("--output", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
-    _add_machines(cache)
-
-    evaluate = verbs.add_parser(
+    add(
         "evaluate",
+        evaluate_verb.add_arguments,
         help="measure networks on the test images",
-        allow_abbrev=False,
         description=evaluate_verb.DESCRIPTION,
     )
-    evaluate_verb.add_arguments(evaluate)
-
-    exporting = verbs.add_parser(
+    add(
         "export",
+        export_verb.add_arguments,
         help="take a student away: weights, torch.export, ONNX, model card",
-        allow_abbrev=False,
         description=export_verb.DESCRIPTION,
     )
-    export_verb.add_arguments(exporting)
-
-    reporting = verbs.add_parser(
+    add(
         "report",
+        report.add_arguments,
         help="a study as a page or a table; check its records",
-        allow_abbrev=False,
         description=report.DESCRIPTION,
     )
-    report.add_arguments(reporting)
-
-    data = verbs.add_parser(
+    add(
         "data",
+        data_verb.add_arguments,
         help="fetch a data set, or decode a folder of pictures; rank augmentations",
-        allow_abbrev=False,
         epilog="The flags above are of prepare; those of score: akd data score --help",
     )
-    data.add_argument(
-        "action",
-        choices=["prepare", "score"],
-        help="prepare: fetch or decode NAME; score: rank augmentations for a teacher",
-    )
-    data.add_argument("name", metavar="NAME", help="cifar10, cifar100 or imagefolder")
-    data.add_argument("--data-dir", metavar="DIR", help="default $AKD_DATA_DIR or ~/.cache/akd/data")
-    data.add_argument("--image-size", metavar="N", help="imagefolder: side of the images networks see; default 64")
-    data.add_argument("--stored-size", metavar="N", help="imagefolder: side they are kept at")
-
-    listing = verbs.add_parser("list", help="models, methods, data, spaces", allow_abbrev=False)
-    listing.add_argument("what", choices=["models", "methods", "data", "spaces"])
-    listing.add_argument("name", nargs="?", help="methods: the settings of this one")
-
-    ui = verbs.add_parser("ui", help="open MLflow on loopback", allow_abbrev=False)
-    ui.add_argument("study", nargs="?", help="study to show; default the newest")
-    ui.add_argument("--output", default="runs", metavar="DIR")
-    ui.add_argument("--port", type=int, default=5000)
-    ui.add_argument("--tracking-uri", metavar="URI")
+    add("list", list_verb.add_arguments, help="models, methods, data, spaces")
+    add("ui", ui_verb.add_arguments, help="open MLflow on loopback")
     return parser, verbs.choices
-
-
-def _add_experiment(parser: argparse.ArgumentParser, name: str, flags: Sequence[str]) -> None:
-    """The experiment file, and flags that stand for keys of it."""
-    parser.add_argument(
-        "space", metavar=name, nargs="?", help="experiment file or name of a shipped space (akd list spaces)"
-    )
-    for flag in flags:
-        key, metavar, text = _FLAGS[flag]
-        parser.add_argument(flag, dest=key, metavar=metavar, help=text)
-
-
-def _add_places(parser: argparse.ArgumentParser) -> None:
-    """Where things are kept and where they run."""
-    parser.add_argument("--output", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
-    parser.add_argument(
-        "--tracking-uri", metavar="URI", help="MLflow; default $MLFLOW_TRACKING_URI, else DIR/mlflow.db"
-    )
-    parser.add_argument(
-        "--tracking-later", action="store_true", help="start even if MLflow does not answer; it is filled in later"
-    )
-    _add_machines(parser)
-
-
-def _add_machines(parser: argparse.ArgumentParser) -> None:
-    """Where things run, and what the machines share."""
-    parser.add_argument("--ray-address", metavar="ADDRESS", help="default $RAY_ADDRESS, else a private local Ray")
-    parser.add_argument(
-        "--storage", metavar="ADDRESS", help="what several nodes share: s3://BUCKET/FOLDER; default $AKD_STORAGE"
-    )
 
 
 def _given(args: argparse.Namespace, plain: Sequence[str]) -> None:
@@ -191,228 +141,6 @@ def _given(args: argparse.Namespace, plain: Sequence[str]) -> None:
             raise ExperimentError("needs a value", key=flags.get(name, f"--{name.replace('_', '-')}"))
 
 
-def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments, and the ``--dotted.key value`` pairs among them: argparse would take such a value for the space."""
-    plain: list[str] = []
-    dotted: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if not re.match(r"--[a-z_]+\.", word):
-            plain.append(word)
-            continue
-        dotted.append(word)
-        if "=" not in word:
-            dotted += [value for value in (next(words, None),) if value is not None]
-    return plain, dotted
-
-
-def _overrides(words: list[str]) -> dict[str, str]:
-    """``--a.b value`` and ``--a.b=value`` pairs."""
-    found: dict[str, str] = {}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        key, given, value = word.partition("=")
-        if not re.fullmatch(r"--[a-z_]+(\.[A-Za-z_]\w*)+", key):
-            raise ExperimentError("is no dotted key, like --train.lr", key=key)
-        if not given:
-            if not rest:
-                raise ExperimentError("needs a value", key=key)
-            value = rest.pop(0)
-        if not value.strip():
-            raise ExperimentError("needs a value", key=key)
-        if key[2:] in found:
-            raise ExperimentError("is given twice", key=key)
-        found[key[2:]] = value
-    return found
-
-
-def _seconds(text: str) -> Any:
-    """``90``, ``30m``, ``2h`` as seconds; anything else unchanged, for the settings to refuse."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if not match:
-        raise ExperimentError("must be a time like 90, 90s, 30m or 2h", key="--time-budget", value=text)
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-def _experiment(args: argparse.Namespace, words: list[str]) -> Any:
-    from akd import spaces
-    from akd.config import load
-    from akd.yamlfile import parse_value
-
-    flags = {f: key for f, (key, _, _) in _FLAGS.items()}
-    values: dict[str, Any] = {}
-    typed: dict[str, str] = {}
-    for flag, key in flags.items():
-        text = getattr(args, key, None)
-        if text is not None:
-            values[key] = _seconds(text) if key == "search.time_budget" else parse_value(text, flag)
-            typed[key] = flag
-    if getattr(args, "seed", None) is not None:
-        for key in ("search.seed", "train.seed", "train.plan_seed"):
-            values[key], typed[key] = parse_value(args.seed, "--seed"), "--seed"
-    for key, text in _overrides(words).items():
-        if key in values:
-            raise ExperimentError(f"is given twice, as {typed[key]} too", key=f"--{key}")
-        values[key] = parse_value(text, f"--{key}")
-    return load(spaces.find(args.space) if args.space else None, values, typed)
-
-
-def _search(args: argparse.Namespace, words: list[str]) -> None:
-    if args.resume is not None:
-        _resume(args, words)
-        return
-    if not args.space and not any("space." in w for w in words):
-        from akd import spaces
-
-        raise ExperimentError(f"name a search space: a file, or one of {', '.join(spaces.names())}")
-    experiment = _experiment(args, words)
-    if args.dry_run:
-        from akd import dryrun, study
-        from akd.terminal import standard_console
-
-        ready, _, _, _ = study.check(experiment, **_places(args))
-        dryrun.show(ready, standard_console(), Path(args.output))
-        return
-    from akd import study
-
-    study.search(experiment, **_places(args))
-
-
-def _places(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("name", "output", "tracking_uri", "tracking_later", "ray_address", "storage")
-    return {name: getattr(args, name) for name in names}
-
-
-def _resume(args: argparse.Namespace, words: list[str]) -> None:
-    given = [f for f, (key, _, _) in _FLAGS.items() if getattr(args, key) is not None]
-    given += ["--seed"] * (args.seed is not None) + words
-    never = ["--name"] * (args.name is not None) + ["--dry-run"] * args.dry_run
-    if never or (given and not args.space):
-        raise resumed("study", (never or given)[0])
-    from akd.study import resume
-
-    experiment = _experiment(args, words) if args.space else None
-    places = {name: value for name, value in _places(args).items() if name not in ("name", "tracking_later")}
-    resume(args.resume, experiment=experiment, **places)
-
-
-def _workers(args: argparse.Namespace, flag: str = "--workers") -> int | None:
-    from akd.yamlfile import parse_value
-
-    text = getattr(args, flag[2:])
-    if text is None:
-        return None
-    value = parse_value(text, flag)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ExperimentError("must be a whole number of at least 1", key=flag, value=value)
-    return value
-
-
-def _something(args: argparse.Namespace, flags: Sequence[str], words: list[str]) -> None:
-    """Refuse a command that says nothing of what to train."""
-    if not args.space and not words and all(getattr(args, _FLAGS[f][0]) is None for f in flags):
-        from akd import spaces
-
-        names = ", ".join(spaces.names())
-        raise ExperimentError(f"name an experiment: a file, or one of {names}; or set one with {', '.join(flags)}")
-
-
-def _train(args: argparse.Namespace, words: list[str]) -> None:
-    from akd import single
-
-    if args.resume is not None:
-        given = [f for f in _RUN_FLAGS if getattr(args, _FLAGS[f][0]) is not None]
-        given += [f"--{n}" for n in ("seed", "name", "workers") if getattr(args, n) is not None] + words
-        if args.space or given:
-            raise resumed("run", args.space or given[0])
-        places = {name: getattr(args, name) for name in ("output", "tracking_uri", "ray_address", "storage")}
-        single.go_on(args.resume, **places)
-        return
-    _something(args, _RUN_FLAGS, words)
-    single.distil(_experiment(args, words), workers=_workers(args), **_places(args))
-
-
-def _teacher(args: argparse.Namespace, words: list[str]) -> None:
-    from akd import single
-    from akd.summary import shown_path
-
-    _something(args, _TEACHER_FLAGS, words)
-    places = {name: getattr(args, name) for name in ("output", "ray_address", "storage")}
-    found = single.teach(_experiment(args, words), workers=_workers(args), **places)
-    if not found.found:
-        print(f"kept in {shown_path(found.folder)}; searches with the same settings find it")
-
-
-def _teacher_cache(args: argparse.Namespace, words: list[str]) -> None:
-    from akd import single
-
-    _something(args, list(_FLAGS), words)
-    experiment, passes, workers = _experiment(args, words), _workers(args, "--passes"), _workers(args)
-    places = {name: getattr(args, name) for name in ("output", "ray_address", "storage")}
-    single.cache(experiment, passes=passes, workers=workers, **places)
-
-
-def _list(what: str, name: str | None) -> None:
-    from rich.table import Table
-
-    from akd.terminal import standard_console
-
-    if what == "methods":
-        from akd import listing
-
-        listing.show(standard_console(), name)
-        return
-    if name is not None:
-        raise ExperimentError("is one argument too many: only methods have pages of their own", key=name)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    if what == "models":
-        from akd.models import create_model, list_models, parameter_count
-
-        table.add_column("model")
-        table.add_column("parameters (100 classes)", justify="right")
-        for name in list_models():
-            table.add_row(name, f"{parameter_count(create_model(name, 100)):,}")
-        table.caption = "also module:factory, torchvision:name, timm:name"
-        table.caption_justify = "left"
-    elif what == "data":
-        from akd.data import readers
-
-        for column in ("data set", "images", "files"):
-            table.add_column(column)
-        for name in readers.names():
-            table.add_row(name, readers.info(name).get("images", ""), readers.info(name).get("files", ""))
-    else:
-        from akd import spaces
-
-        table.add_column("space")
-        table.add_column("question")
-        for name in spaces.names():
-            table.add_row(name, spaces.headline(spaces.find(name)))
-    standard_console().print(table)
-
-
-def _prepare_data(args: argparse.Namespace) -> Path:
-    """``akd data prepare``: the folder that is ready now."""
-    from akd.data import cifar, imagefolder
-    from akd.data.dataset import DataConfig, data_dir
-    from akd.settings import Origins, build
-    from akd.yamlfile import parse_value
-
-    if args.action == "score":
-        raise ExperimentError("comes right after 'akd data', before all flags", key="score")
-    if args.name not in ("cifar10", "cifar100", "imagefolder"):
-        problem = "needs no files" if args.name == "digits" else "cifar10, cifar100 and imagefolder can be prepared"
-        raise ExperimentError(problem, key="data", value=args.name)
-    typed = {"dir": args.data_dir, "image_size": args.image_size, "stored_size": args.stored_size}
-    values = {name: text if name == "dir" else parse_value(text) for name, text in typed.items() if text is not None}
-    origins = Origins({f"data.{name}": f"--{name.replace('_', '-')}" for name in values})
-    config = build(DataConfig, {"name": args.name, **values}, prefix="data", origins=origins)
-    if args.name == "imagefolder":
-        return imagefolder.prepare(data_dir(config), config.image_size, config.stored_size)[0]
-    return cifar.prepare(args.name, data_dir(config))
-
-
 def _run(arguments: Sequence[str]) -> None:
     parser, verbs = _parser()
     if list(arguments[:2]) == ["teacher", "cache"]:
@@ -422,7 +150,7 @@ def _run(arguments: Sequence[str]) -> None:
 
         score.run(arguments[2:], _Parser)
         return
-    plain, dotted = _apart(arguments)
+    plain, dotted = apart(arguments)
     args, strange = parser.parse_known_args(plain)
     words = strange + dotted
     if args.verb is None and words:
@@ -433,35 +161,12 @@ def _run(arguments: Sequence[str]) -> None:
     _given(args, plain)
     if strange:
         raise unknown(args.verb, strange[0], plain, verbs)
-    if args.verb == "search":
-        _search(args, words)
-        return
-    if args.verb == "train":
-        _train(args, words)
-        return
-    if args.verb == "teacher":
-        _teacher(args, words)
-        return
-    if args.verb == "teacher-cache":
-        _teacher_cache(args, words)
+    if args.verb in _WITH_KEYS:
+        _WITH_KEYS[args.verb](args, words)
         return
     if words:
         raise ExperimentError(f"akd {args.verb} takes no keys of an experiment", key=words[0].partition("=")[0])
-    if args.verb == "list":
-        _list(args.what, args.name)
-    elif args.verb == "evaluate":
-        evaluate_verb.run(args)
-    elif args.verb == "export":
-        export_verb.run(args)
-    elif args.verb == "report":
-        report.run(args)
-    elif args.verb == "data":
-        print(_prepare_data(args))
-    else:
-        from akd.ui import serve
-
-        uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-        serve(Path(args.output), args.study, args.port, uri, lambda line: print(line, flush=True))
+    _PLAIN[args.verb](args)
 
 
 def _terminated(number: int, frame: Any) -> NoReturn:
