@@ -218,3 +218,20 @@ def build(
                     where=origins.of(key),
                 )
     return result
+
+
+def mapping(value: Any, key: str, origins: Origins, *, or_name: bool = False) -> dict[str, Any]:
+    """A section's keys and values; none of a section with nothing under it.
+
+    Args:
+        or_name: a name may stand in the section's place.
+
+    Raises:
+        ExperimentError: it is anything else.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        usual = "be a name, or " if or_name else ""
+        raise ExperimentError(f"must {usual}hold keys and values", key=key, value=value, where=origins.of(key))
+    return dict(value)
