@@ -6,7 +6,7 @@ from it, and how to use the files beside it. Nothing of the machine goes in: a c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def text(origin: Origin, found: Measured, files: Mapping[str, Path]) -> str:
         *_opening(origin),
         *_results(origin, found),
         *_making(origin),
-        *_input(origin),
+        *_input(origin, files),
         *ways(origin.config, files, found.example),
         *_limits(origin),
         *_files(found, files),
@@ -170,16 +170,13 @@ def _results(origin: Origin, found: Measured) -> list[str]:
         which = f" (seed {config['seed']}, the first, not the best)" if origin.study and "seed" in config else ""
         lines += [f"These weights: **{100 * accuracy:.2f} %** of the test images{which}.", ""]
     elif (held := config.get("validation_accuracy")) is not None:
-        lines += [
-            f"These weights: {100 * held:.2f} % of the validation images, which a search selects by. They were not "
-            "measured on test images.",
-            "",
-        ]
+        lines += [f"These weights: {100 * held:.2f} % of the validation images, which a search selects by.", ""]
     if found.scores:
         s = found.scores
+        again = "again " if accuracy is not None else ""
         top5 = f", top-5 {100 * s['top5']:.2f} %" if "top5" in s else ""
         lines += [
-            f"Measured again at export, on {int(s['images']):,} test images: top-1 {100 * s['top1']:.2f} %{top5}, "
+            f"Measured {again}at export, on {int(s['images']):,} test images: top-1 {100 * s['top1']:.2f} %{top5}, "
             f"cross-entropy {s['nll']:.4f}, calibration error {100 * s['ece']:.2f} % (ECE, 15 bins).",
             "",
         ]
@@ -258,20 +255,22 @@ def _duration(seconds: float) -> str:
 # -- how to use it -----------------------------------------------------------------------------------------
 
 
-def _input(origin: Origin) -> list[str]:
+def _input(origin: Origin, files: Iterable[str]) -> list[str]:
     config, own, classes = origin.config, origin.config["normalise"], origin.classes
     channels, (height, width) = config["in_channels"], config["image_size"]
     colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
     shown = ", ".join(_code(c) for c in classes[:100])
     more = f" and {len(classes) - 100} more: `config.json` has all of them" if len(classes) > 100 else ""
-    lines = [
-        "## Input and output",
-        "",
-        f"* input of the programs: `{INPUT}`, float32 [N, {channels}, {height}, {width}], {colour} pixels of 0..1, any "
-        "N >= 1. The normalisation is inside: do not normalise.",
-        f"* output: `{OUTPUT}`, float32 [N, {len(classes)}]; a softmax gives probabilities.",
-        f"* normalisation of the bare weights (`akd.load_student`): (pixel - mean) / std, mean {own['mean']} and std "
-        f"{own['std']} per channel, pixels of 0..1.",
+    lines = ["## Input and output", ""]
+    if {"student.pt2", "student.onnx"} & set(files):
+        lines += [
+            f"* input of the programs: `{INPUT}`, float32 [N, {channels}, {height}, {width}], {colour} pixels of 0..1, "
+            "any N >= 1. The normalisation is inside: do not normalise.",
+            f"* their output: `{OUTPUT}`, float32 [N, {len(classes)}]; a softmax gives probabilities.",
+        ]
+    lines += [
+        f"* input of the bare weights (`akd.load_student`): {colour} images of {height}x{width}, (pixel - mean) / std, "
+        f"pixels of 0..1, mean {own['mean']} and std {own['std']} per channel.",
         f"* classes, in the order of the logits: {shown}{more}",
     ]
     if origin.experiment is not None and origin.experiment.data.name == "imagefolder":
@@ -312,7 +311,7 @@ def _limits(origin: Origin) -> list[str]:
         lines.append("* Its training was stopped early by the search's scheduler: it is not trained to its end.")
     if origin.kind in ("trial", "control", "single"):
         lines.append(
-            "* Its accuracy is that of validation images"
+            "* The accuracy its training gave is that of validation images"
             + (
                 ", by which configurations were selected: of test images expect less."
                 if origin.kind == "trial"

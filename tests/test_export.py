@@ -230,7 +230,9 @@ class TestStudy:
         assert f"{result.best_trial['number']} won by validation accuracy alone" in text
         for fact in (sha256(study / "champion/student.safetensors"), sha256(study / "experiment.yaml"), "77,754"):
             assert str(fact) in text
+        assert "Measured again at export, on 360 test images" in text
         assert "student.pt2" not in text  # nor how to use what is not there
+        assert "input of the programs" not in text
 
     def test_front_matter_is_what_hubs_read(self, study: Path, tmp_path: Path) -> None:
         hub = pytest.importorskip("huggingface_hub")
@@ -263,6 +265,7 @@ class TestStudy:
         assert "stopped early" in text
         assert "of test images expect less" in text
         assert "90.00 % of the validation images" in text
+        assert "Measured at export, on 360 test images" in text
 
     def test_images_of_ones_own_are_not_handed_on(self, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         seen = exporting.pictures(origin_of(study / "champion"))
