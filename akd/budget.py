@@ -13,6 +13,7 @@ from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from akd import confirm
 from akd import folder as run_folder
@@ -122,6 +123,10 @@ class Budget:
         self.started(folder, run.kind)
         if run.state != RUNNING:
             self.ended(folder, run.state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its scheduler, which has this, into a file that akd never reads: nothing goes in."""
+        return {}
 
     # -- what happens ------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray import cloudpickle
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from akd.budget import Budget
 from akd.config import resolve
 from akd.rungs import rungs
 from akd.scheduler import StudyASHA, StudyMedian, make_scheduler
@@ -317,6 +320,15 @@ def test_a_failed_result_decides_nothing(tmp_path: Path) -> None:
     sessions.scheduler.on_trial_complete(None, trial, {"failed": "out of memory"})  # type: ignore[arg-type]
     sessions.scheduler.on_trial_remove(None, trial)  # type: ignore[arg-type]
     sessions.scheduler.on_trial_remove(None, trial)  # type: ignore[arg-type] # twice is harmless
+
+
+@pytest.mark.parametrize("name", ["asha", "median", "none"])
+def test_goes_into_tunes_pickle_without_the_budget(name: str, tmp_path: Path) -> None:
+    """A clock or a terminal in it would end the search before its first trial."""
+    lock = threading.Lock()
+    e = resolve({"search": {"scheduler": name, "device_hours": 1.0}})
+    made = make_scheduler(e, Budget(e, tmp_path, say=lambda line: lock.release(), elapsed=lambda: float(lock.locked())))
+    cloudpickle.loads(cloudpickle.dumps(made))
 
 
 def test_made_as_the_experiment_says() -> None:
