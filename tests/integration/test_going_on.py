@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import program
@@ -13,9 +14,19 @@ from studies import ONE
 from akd import folder as run_folder
 from akd.folder import COMPLETE, PRUNED, Run
 
-pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(3600)]
 
 ARGUMENTS = [a if a != "5" else "6" for a in ONE]
+
+
+def epochs_of(process: subprocess.Popen[str], folder: Path, count: int) -> None:
+    """Wait until a run has so many epochs; not for a search that has ended."""
+
+    def there() -> bool:
+        assert process.poll() is None
+        return len(run_folder.history(folder)) >= count
+
+    program.wait_for(there, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +36,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study = folder / "runs" / "s"
     process = program.start(ARGUMENTS, folder)
     try:
-        program.wait_for(lambda: len(run_folder.history(study / "trials" / "00000")) >= 2, timeout=600)
+        epochs_of(process, study / "trials" / "00000", 2)
     finally:
         program.kill_group(process)
-    code, output = program.run(["search", "--resume", "s"], folder, timeout=900)
+    code, output = program.run(["search", "--resume", "s"], folder, timeout=1800)
     assert code == 0, output
     return study
 
@@ -67,11 +78,11 @@ def test_more_trials_twice_with_a_kill_between(study: Path) -> None:
     kept = {n: (study / "finals" / n / "run.json").read_text() for n in runs(study, "finals")}
     process = program.start(["search", "--resume", "s", "--add-trials", "3"], folder)
     try:
-        program.wait_for(lambda: len(run_folder.history(study / "trials" / "00007")) >= 1, timeout=600)
+        epochs_of(process, study / "trials" / "00007", 1)
         os.kill(process.pid, signal.SIGKILL)
     finally:
         program.kill_group(process)
-    code, output = program.run(["search", "--resume", "s"], folder, timeout=900)
+    code, output = program.run(["search", "--resume", "s"], folder, timeout=1800)
     assert code == 0, output
     result = program.read(study / "result.json")
     assert sum(result["trials"].values()) == len(runs(study, "trials")) == 9
@@ -89,7 +100,7 @@ def test_more_trials_twice_with_a_kill_between(study: Path) -> None:
             assert (study / "finals" / name / "run.json").read_text() == text
             assert not moved.exists()
     verified(study)
-    code, output = program.run(["search", "--resume", "s", "--add-trials", "1"], folder, timeout=900)
+    code, output = program.run(["search", "--resume", "s", "--add-trials", "1"], folder, timeout=1800)
     assert code == 0, output
     assert "1 trial is added: 10 in all" in output
     assert len(runs(study, "trials")) == 10
@@ -111,7 +122,7 @@ def test_another_search_starts_from_it(study: Path) -> None:
     code, output = program.run([*arguments, "--dry-run"], folder)
     assert code == 0, output
     assert "2 of 2 configurations of s fit, tried first" in output
-    code, output = program.run(arguments, folder, timeout=900)
+    code, output = program.run(arguments, folder, timeout=1800)
     assert code == 0, output
     assert "2 of 2 configurations of s fit, tried first" in output
     new = folder / "runs" / "next"
@@ -132,8 +143,8 @@ def test_another_search_starts_from_it(study: Path) -> None:
 
 def test_a_trial_on_two_workers(tmp_path: Path) -> None:
     arguments = ["search", "small.yaml", "--name", "w", "--workers-per-trial", "2", "--trials", "1", "--epochs", "2"]
-    code, output = program.run([*arguments, "--champion-seeds", "1"], tmp_path, timeout=900)
+    code, output = program.run([*arguments, "--champion-seeds", "1"], tmp_path, timeout=1800)
     assert code == 0, output
-    code, output = program.run(["replay", "w", "0"], tmp_path, timeout=600)
+    code, output = program.run(["replay", "w", "0"], tmp_path, timeout=1500)
     assert code == 0, output
     assert "bit for bit: 2 epochs and the student's weights" in output
