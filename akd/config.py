@@ -137,6 +137,7 @@ class SearchConfig:
         choices=["all", "best", "champion", "none"],
         help="what MLflow keeps: every epoch, each trial's student, the champion's only, nothing",
     )
+    system_metrics: bool = setting(True, help="log how busy the steering machine is in the study's own MLflow run")
 
 
 @dataclass(frozen=True, kw_only=True)

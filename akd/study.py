@@ -28,7 +28,7 @@ from akd.logged import address_of, default_uri, experiment_title, scrubbed, trac
 from akd.mirror import Mirror, mirror_of, open_mirror
 from akd.places import Resources, share
 from akd.prepare import Prepared, complete, default_name, placed, prepare, study_folder
-from akd.provenance import versions
+from akd.provenance import data_of, note_data, origin
 from akd.result import StudyResult
 from akd.room import PATIENCE_S, out_of_room, skipped_if_full
 from akd.session import Session
@@ -79,13 +79,14 @@ def search(
         ray_address=ray_address,
         storage=storage,
     )
-    name, tags = folder.name, tracking_tag(uri, folder.parent) | {"versions": versions()} | mirror.tags()
+    name, tags = folder.name, tracking_tag(uri, folder.parent) | origin() | mirror.tags()
     if mirror.storage is not None and mirror.storage.exists(f"{name}/run.json"):
         go_on = f"akd search --resume {name} --storage ..."
         problem = f"exists already in {mirror.shown}; go on with '{go_on}' or choose another --name"
         raise ExperimentError(problem, key="name", value=name)
     try:
         started.keep(folder, ready.experiment)
+        note_data(folder, ready.experiment.data, ready.data)
         run_folder.create(folder, ready.experiment, Run("study", name, tags=tags))
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
@@ -214,6 +215,8 @@ class _Study:
             if self.record.state != RUNNING and finished is None:
                 self.record.state, self.record.ended, self.record.reason = RUNNING, None, None
                 self.record.write(self.folder)
+            if data_of(self.folder) is None:  # a study of before there were such notes
+                note_data(self.folder, self.experiment.data, self.ready.data)
             before, began, full = float(self.record.tags.get("seconds", 0)), time.time(), False
             experiment_name = experiment_title(e.data.name, e.teacher.name, e.student.name)
             self.tracker = Tracker(
@@ -222,6 +225,7 @@ class _Study:
                 self.folder,
                 experiment_name,
                 keep=e.search.log_checkpoints,
+                load=e.search.system_metrics and finished is None,
                 fetch=self._fetch,
                 on_trouble=lambda line: self.display.say(line, "yellow"),
             )
@@ -289,6 +293,7 @@ class _Study:
         self.record.tags |= {"teacher_hash": teacher.hash}
         self.record.results["teacher/val_accuracy"] = teacher.accuracy
         self.record.write(self.folder)
+        self.tracker.changed(self.folder)  # MLflow's run of the study points at its teacher
         for line in self.sharing.words():
             self.display.say(line)
         return teacher
@@ -435,18 +440,21 @@ class _Study:
         model = re.sub(r"[^\w-]+", "-", f"akd-{e.data.name}-{e.student.name}")
         registered = e.search.log_checkpoints != "none"
         if registered:
-            self.tracker.register(champion, model)
+            self.tracker.register(champion, model, result.best_trial["validation_accuracy"])
         self._report()
         self.tracker.changed(self.folder)
         if self._close_tracker():
-            t = self.tracker
+            t, found = self.tracker, self.tracker.registered
+            if found is not None and found.problem:
+                self.display.say(f"the champion is no model that MLflow can load: {found.problem}", "yellow")
             ids = {
                 "tracking_uri": scrubbed(self.uri),
                 "experiment_id": t.experiment_id,
                 "run_id": t.run_id(self.folder),
                 "best_trial_run_id": t.run_id(self.folder / "trials" / f"{result.best_trial['number']:05d}"),
                 "champion_run_id": t.run_id(champion),
-                "registered_model": f"models:/{model}@champion" if registered else None,
+                "registered_model": f"models:/{found.model}/{found.version}" if found else None,
+                "registered": found.words() if found else None,
                 "checkpoint_bytes": t.bytes_logged(),
             }
             result = replace(result, mlflow=ids)
@@ -456,11 +464,12 @@ class _Study:
         return result
 
     def _report(self) -> None:
-        """Write ``report.html``; a search is not lost because its page cannot be made."""
+        """Write ``report.html`` and its figures; a search is not lost because its page cannot be made."""
         from akd.report import formats
 
         try:
             formats.write(self.folder)
+            formats.write(self.folder, form="png")
         except Exception as error:  # whatever stands in the way: a full disk, a fault in a chart
             self.display.say(f"the report could not be made: {reason(error)}", "yellow")
 

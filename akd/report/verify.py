@@ -23,7 +23,8 @@ from akd.journal import read_trials
 from akd.logged import experiment_title, scrubbed
 from akd.result import CONTROL_WORDS, StudyResult
 from akd.space import parse
-from akd.tracking import STATUS, client_of, mark_of
+from akd.tracked import STATUS, mark_of
+from akd.tracking_store import client_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
