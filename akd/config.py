@@ -180,6 +180,7 @@ class SearchConfig:
         3, low=0, help="so many of the best finished trials run again before one wins; 0 or 1 turns it off"
     )
     confirm_seeds: int | None = setting(None, low=1, help="seeds they run again from; default 2 for digits, else 3")
+    system_metrics: bool = setting(True, help="log how busy the steering machine is in the study's own MLflow run")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,10 @@ import yaml
 from akd.errors import AkdError
 from akd.folder import Run
 from akd.logged import default_uri, experiment_title, scrubbed
+from akd.provenance import origin as code
 from akd.summary import program, shown_path
-from akd.tracking import connect
+from akd.tracked import shared_tags
+from akd.tracking_store import connect
 
 if TYPE_CHECKING:
     from akd.evaluate_verb import Report
@@ -96,6 +98,7 @@ def _write(report: Report, at: int, uri: str, output: Path, experiment: str, tag
         "akd.status": "COMPLETE",
         "mlflow.user": getpass.getuser(),
         "mlflow.source.name": "akd",
+        **shared_tags(code()),
         **tags,
     }
     name = f"evaluation of {report.titles[at]}"

@@ -56,5 +56,5 @@ def load_handed(folder: Path | str, device: torch.device | str = "cpu") -> Hande
     except (KeyError, TypeError, ValueError) as error:
         problem = f"is not what akd hands over: {type(error).__name__}: {error}"
         raise ExperimentError(problem, key="student", value=str(folder / "config.json")) from None
-    handed = Handed(net, mean, std).float().to(memory_format=torch.contiguous_format)
-    return handed.to(device).eval().requires_grad_(False)
+    handed = Handed(net, mean, std).float().to(device).to(memory_format=torch.contiguous_format)
+    return handed.eval().requires_grad_(False)

@@ -117,6 +117,7 @@ class Logged:
     uploaded: list[str] = field(default_factory=list)
     ended: str = ""
     experiment_id: str = ""
+    inputs: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path, uri: str) -> Logged:
@@ -138,6 +139,7 @@ class Logged:
             "uploaded": self.uploaded,
             "ended": self.ended,
             "experiment_id": self.experiment_id,
+            "inputs": self.inputs,
         }
         checkpoint.write_json(self.path, every)
 

@@ -169,7 +169,8 @@ class StudyResult:
             f"Winner: trial {best['number']} ({values}), "
             f"validation {100 * best['validation_accuracy']:.2f} %.{also}\n\n"
             f"Test accuracy {100 * test['mean']:.2f} % over {seeds} seed{'s' * (seeds != 1)}: {gains}. "
-            "The student is an artifact of the run `champion seed ...`, and registered under the alias `champion`."
+            "The student is an artifact of the run `champion seed ...` and a version of a registered model: the tag "
+            "`akd.registered` names it and says whether it has the alias `champion`."
         )
 
     @classmethod

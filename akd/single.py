@@ -26,6 +26,7 @@ from akd.job import Job, kept_keys
 from akd.logged import address_of, default_uri, experiment_title, scrubbed, tracking_tag
 from akd.mirror import Mirror, mirror_of, open_mirror
 from akd.prepare import Prepared, check_output, checked, complete, default_name, placed, prepare, study_folder
+from akd.provenance import note_data, origin
 from akd.room import PATIENCE_S, out_of_room
 from akd.session import Here, Session
 from akd.sharing import Sharing, cache_folder, check_cache, sharing
@@ -103,11 +104,12 @@ def distil(
         check_tracking(uri, folder.parent, answers=not tracking_later)
     except ExperimentError as error:
         raise error.at(None if tracking_uri else "MLFLOW_TRACKING_URI") from None
-    tags = tracking_tag(uri, folder.parent) | {"workers": str(workers or "all")} | mirror.tags()
+    tags = tracking_tag(uri, folder.parent) | origin() | {"workers": str(workers or "all")} | mirror.tags()
     run = Run("single", folder.name, tags=tags)
     if open_threads:
         run.tags["threads"] = "open"
     try:
+        note_data(folder, full.data, data)
         run_folder.create(folder, full, run)
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
@@ -294,6 +296,7 @@ def _train(
             folder,
             line,
             keep=full.search.log_checkpoints,
+            load=full.search.system_metrics and run.state != COMPLETE,
             fetch=lambda path, run: mirror.down(path, ended=False) if run.state == RUNNING else None,
             on_trouble=lambda text: display.say(text, "yellow"),
         )

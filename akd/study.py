@@ -30,7 +30,7 @@ from akd.mirror import Mirror, mirror_of, open_mirror
 from akd.pairs import grid_words
 from akd.places import Resources, share
 from akd.prepare import Prepared, complete, default_name, placed, prepare, study_folder
-from akd.provenance import cpu, versions
+from akd.provenance import cpu, data_of, note_data, origin
 from akd.result import StudyResult
 from akd.room import PATIENCE_S, out_of_room, skipped_if_full
 from akd.session import Session
@@ -104,7 +104,7 @@ def found(
     Raises:
         ExperimentError: another machine steers a study of this name, or the folder cannot be written.
     """
-    name, own = folder.name, tracking_tag(uri, folder.parent) | {"versions": versions(), "cpu": cpu()} | mirror.tags()
+    name, own = folder.name, tracking_tag(uri, folder.parent) | origin() | {"cpu": cpu()} | mirror.tags()
     if (students := architectures.title(ready.experiment)) != ready.experiment.student.name:
         own |= {"students": students}
     own |= first.tags() if first is not None else {}
@@ -114,6 +114,7 @@ def found(
         raise ExperimentError(problem, key="name", value=name)
     try:
         started.keep(folder, ready.experiment)
+        note_data(folder, ready.experiment.data, ready.data)
         costs.keep(folder, ready.costs)
         if first is not None:
             first.keep(folder)
@@ -273,6 +274,8 @@ class _Study:
             if self.record.state != RUNNING and finished is None:
                 self.record.state, self.record.ended, self.record.reason = RUNNING, None, None
                 self.record.write(self.folder)
+            if data_of(self.folder) is None:  # a study of before there were such notes
+                note_data(self.folder, self.experiment.data, self.ready.data)
             full = False
             experiment_name = title_of(self.record, e.data.name, e.teacher.name, e.student.name)
             self.tracker = Tracker(
@@ -281,6 +284,7 @@ class _Study:
                 self.folder,
                 experiment_name,
                 keep=e.search.log_checkpoints,
+                load=e.search.system_metrics and finished is None,
                 fetch=self._fetch,
                 on_trouble=lambda line: self.display.say(line, "yellow"),
             )
@@ -368,6 +372,7 @@ class _Study:
         self.record.tags |= {"teacher_hash": teacher.hash}
         self.record.results["teacher/val_accuracy"] = teacher.accuracy
         self.record.write(self.folder)
+        self.tracker.changed(self.folder)  # MLflow's run of the study points at its teacher
         for line in self.sharing.words():
             self.display.say(line)
         return teacher
@@ -558,19 +563,22 @@ class _Study:
         model = re.sub(r"[^\w-]+", "-", f"akd-{e.data.name}-{result.student}")
         registered = e.search.log_checkpoints != "none"
         if registered:
-            self.tracker.register(champion, model)
+            self.tracker.register(champion, model, result.best_trial["validation_accuracy"])
         front.tag(self.tracker, self.folder, [member["number"] for member in result.front])
         self._report()
         self.tracker.changed(self.folder)
         if self._close_tracker():
-            t = self.tracker
+            t, found = self.tracker, self.tracker.registered
+            if found is not None and found.problem:
+                self.display.say(f"the champion is no model that MLflow can load: {found.problem}", "yellow")
             ids = {
                 "tracking_uri": scrubbed(self.uri),
                 "experiment_id": t.experiment_id,
                 "run_id": t.run_id(self.folder),
                 "best_trial_run_id": t.run_id(self.folder / "trials" / f"{result.best_trial['number']:05d}"),
                 "champion_run_id": t.run_id(champion),
-                "registered_model": f"models:/{model}@champion" if registered else None,
+                "registered_model": f"models:/{found.model}/{found.version}" if found else None,
+                "registered": found.words() if found else None,
                 "checkpoint_bytes": t.bytes_logged(),
             }
             result = replace(result, mlflow=ids)
@@ -580,11 +588,12 @@ class _Study:
         return result
 
     def _report(self) -> None:
-        """Write ``report.html``; a search is not lost because its page cannot be made."""
+        """Write ``report.html`` and its figures; a search is not lost because its page cannot be made."""
         from akd.report import formats
 
         try:
             formats.write(self.folder)
+            formats.write(self.folder, form="png")
         except Exception as error:  # whatever stands in the way: a full disk, a fault in a chart
             self.display.say(f"the report could not be made: {reason(error)}", "yellow")
 

@@ -190,6 +190,8 @@ def closing_lines(result: StudyResult, ui_command: str) -> list[str]:
     size = result.mlflow.get("checkpoint_bytes")
     logged = f"   ({size / 1e6:.1f} MB of students logged)" if size is not None else ""
     lines.append(f"MLflow    {ui_command}{logged}")
+    if registered := result.mlflow.get("registered"):
+        lines.append(f"model     {registered}")
     if result.start_cost_s:
         pause = result.start_cost_s
         lines.append(

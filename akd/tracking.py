@@ -7,32 +7,34 @@ a search that was killed continues its own runs. Nothing that happens here can f
 
 from __future__ import annotations
 
-import getpass
-import logging
-import os
-import threading
+import hashlib
 import time
-import warnings
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from akd import folder as run_folder
-from akd.errors import is_full
-from akd.folder import COMPLETE, FAILED, RUNNING, Run
-from akd.logged import Logged, scrubbed
-from akd.methods.base import title
+from akd import tracked
+from akd.background import Background
+from akd.folder import FAILED, RUNNING, Run
+from akd.logged import Logged
+from akd.machine_load import MachineLoad
+from akd.registered import Registered, Registration, marked
+from akd.tracked import STATUS, mark_of
+from akd.tracking_store import connect
+from akd.trials_view import trials_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
-#: How MLflow calls the states of a run.
-STATUS = {RUNNING: "RUNNING", COMPLETE: "FINISHED", "PRUNED": "FINISHED", FAILED: "FAILED"}
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class Tracker:
+class Tracker(Background):
     """The study's line to MLflow.
 
     Args:
@@ -41,9 +43,9 @@ class Tracker:
         study: the study's folder.
         experiment_name: MLflow experiment that holds the parent run.
         keep: ``search.log_checkpoints``.
+        load: log how busy this machine is, in the study's own run.
         fetch: called before a run's folder is read, to bring what another node wrote.
-        on_trouble: called once each time the tracker stops answering, with one line.
-        retry_s: pause before a failed write is tried again; doubles up to thirty seconds.
+        on_trouble, retry_s: see :class:`akd.background.Background`.
     """
 
     def __init__(
@@ -54,62 +56,22 @@ class Tracker:
         experiment_name: str,
         *,
         keep: str = "best",
+        load: bool = False,
         fetch: Callable[[Path, Run], None] = lambda folder, run: None,
         on_trouble: Callable[[str], None] = lambda line: None,
         retry_s: float = 1.0,
     ):
         self.uri, self.output, self.study, self.experiment_name = uri, output, study, experiment_name
-        self.keep, self.fetch, self.on_trouble, self.retry_s = keep, fetch, on_trouble, retry_s
+        self.keep, self.fetch = keep, fetch
         self.experiment_id = ""
-        self.closed: bool | None = None
+        self.registered: Registered | None = None
+        self._load = MachineLoad(_started(study)) if load else None
+        self._teachers: dict[str, str] = {}
         self._client: MlflowClient | None = None
-        self._dirty: dict[Path, float] = {}
-        self._jobs: list[Callable[[], None]] = []
-        self._wake, self._idle = threading.Condition(), threading.Event()
-        self._closing = self._given_up = self._away = False
-        self._taken = 0
-        self._thread = threading.Thread(target=self._work, name="akd-tracking", daemon=True)
-        self._thread.start()
+        super().__init__(uri, on_trouble, retry_s)
         self.changed(study)
 
-    # -- what the study calls: never blocks, never raises ------------------------------------------
-
-    def changed(self, folder: Path, delay: float = 0.0) -> None:
-        """Say that a run's folder has news; ``delay`` gathers several epochs into one write."""
-        with self._wake:
-            due = time.monotonic() + delay
-            self._dirty[folder] = min(due, self._dirty.get(folder, due))
-            self._idle.clear()
-            self._wake.notify()
-
-    def later(self, job: Callable[[], None]) -> None:
-        """Run ``job`` in the tracking thread, after what is pending; repeated until it succeeds."""
-        with self._wake:
-            self._jobs.append(job)
-            self._idle.clear()
-            self._wake.notify()
-
-    def close(self, patience_s: float = 60.0) -> bool:
-        """Write what is pending and end the thread; False if MLflow took nothing for ``patience_s`` and some is left.
-
-        A slow one is waited for, however much a search of thousands of trials has left.
-        """
-        with self._wake:
-            self._closing = True
-            self._dirty = dict.fromkeys(self._dirty, 0.0)
-            self._wake.notify()
-        taken = self._taken
-        while not (done := self._idle.wait(patience_s)) and self._taken != taken:
-            taken = self._taken
-            self.on_trouble(f"MLflow is taking what is left, {len(self._dirty)} runs to go")
-        with self._wake:
-            self._given_up = not done
-            self._dirty.clear()
-            self._jobs.clear()
-            self._wake.notify()
-        self._thread.join(5)
-        self.closed = done
-        return done
+    # -- what the study asks ------------------------------------------------------------------------
 
     def bytes_logged(self) -> int:
         """Size of the students of this study that MLflow holds."""
@@ -125,51 +87,6 @@ class Tracker:
         return Logged.read(folder, self.uri).run_id
 
     # -- the thread --------------------------------------------------------------------------------
-
-    def _next(self) -> Path | Callable[[], None] | None:
-        with self._wake:
-            while True:
-                now = time.monotonic()
-                due = [f for f, at in self._dirty.items() if at <= now]
-                if due:
-                    del self._dirty[due[0]]
-                    return due[0]
-                if self._jobs and not self._dirty:
-                    return self._jobs.pop(0)
-                if not self._dirty and not self._jobs:
-                    self._idle.set()
-                    if self._closing:
-                        return None
-                self._wake.wait(max(0.05, min(self._dirty.values()) - now) if self._dirty else None)
-
-    def _work(self) -> None:
-        pause = self.retry_s
-        while (job := self._next()) is not None:
-            try:
-                if isinstance(job, Path):
-                    self._sync(job)
-                else:
-                    job()
-                self._away, pause = False, self.retry_s
-                self._taken += 1
-            except Exception as error:  # whatever MLflow or the network raises must not end the thread
-                if not self._away:
-                    # Scrubbed before it is cut: half an address would no longer be known as one.
-                    reason = (
-                        scrubbed(str(error).splitlines()[0], self.uri)[:200] if str(error) else type(error).__name__
-                    )
-                    reason = "the disk is full" if is_full(error) else reason
-                    self.on_trouble(f"MLflow did not take a write and will be filled in later: {reason}")
-                self._away = True
-                with self._wake:
-                    if self._given_up:
-                        return
-                    if isinstance(job, Path):
-                        self._dirty.setdefault(job, time.monotonic() + pause)
-                    else:
-                        self._jobs.insert(0, job)
-                time.sleep(min(pause, 1.0) if self._closing else pause)
-                pause = min(2 * pause, 30.0)
 
     @property
     def client(self) -> MlflowClient:
@@ -190,8 +107,11 @@ class Tracker:
         if not notes.run_id:
             notes.run_id, notes.experiment_id = self._create(folder, run), self.experiment_id
             notes.write()
+        self._log_inputs(folder, run, notes)
         self._log_epochs(folder, run, notes)
         self._upload(folder, run, notes)
+        if folder == self.study:
+            self._write_load(notes.run_id)
         if run.state == RUNNING and notes.ended:  # a study that goes on
             client.update_run(notes.run_id, status="RUNNING")
             client.set_tag(notes.run_id, "akd.status", RUNNING)
@@ -205,20 +125,10 @@ class Tracker:
         client = self.client
         mark = mark_of(self.study, folder, run)
         found = client.search_runs([self.experiment_id], f"tags.`akd.mark` = '{mark}'", max_results=1)
-        config = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
+        config = _config(folder)
         if found:
             return self._describe(found[0].info.run_id, folder, run, config)
-        tags = {
-            "akd.mark": mark,
-            "akd.kind": run.kind,
-            "akd.study": self.study.name,
-            "akd.method": _method(config),
-            "akd.status": run.state,
-            "mlflow.user": getpass.getuser(),
-            "mlflow.source.name": "akd",
-        }
-        if run.number is not None:
-            tags["akd.trial"] = str(run.number)
+        tags = tracked.tags_of(self.study, folder, run, config)
         if folder != self.study:
             tags["mlflow.parentRunId"] = Logged.read(self.study, self.uri).run_id or self._parent()
         started = int(run.started * 1000)
@@ -227,9 +137,19 @@ class Tracker:
 
     def _describe(self, run_id: str, folder: Path, run: Run, config: Mapping[str, Any]) -> str:
         """Parameters and experiment; also of a run that was found, whose maker may have died before this."""
-        self._params(run_id, _params(config, run))
+        self._params(run_id, tracked.params_of(config, run, self._searched))
+        if run.number is not None:
+            self.client.log_batch(run_id, metrics=_numbers(run, 0, int(run.started * 1000)))
+        if run.kind == "study":
+            names = list(tracked.first_names(self._searched).values())
+            key, view = trials_view(self.study.name, names, int(run.started * 1000))
+            self.client.set_experiment_tag(self.experiment_id, key, view)
         self.client.log_artifact(run_id, str(folder / "experiment.yaml"))
         return run_id
+
+    @cached_property
+    def _searched(self) -> list[str]:
+        return list(_config(self.study).get("space") or {})
 
     def _parent(self) -> str:
         self._sync(self.study)
@@ -241,6 +161,49 @@ class Tracker:
         items = [Param(k, v[:6000]) for k, v in params.items()]
         for i in range(0, len(items), 100):
             self.client.log_batch(run_id, params=items[i : i + 100])
+
+    def _log_inputs(self, folder: Path, run: Run, notes: Logged) -> None:
+        """Data and teacher as MLflow's inputs. A study learns later than it starts which teacher it has."""
+        from mlflow.entities import LoggedModelInput
+
+        datasets = tracked.dataset_inputs(self.study, run.kind) if "data" not in notes.inputs else []
+        own = (run if folder == self.study else Run.read(self.study)) if run.kind != "teacher" else None
+        teacher = own.tags.get("teacher_hash") if own is not None else None
+        if teacher is not None and (teacher in notes.inputs or not tracked.learns_from_a_teacher(_config(folder))):
+            teacher = None
+        if not datasets and teacher is None:
+            return
+        models = [LoggedModelInput(self._teacher(teacher))] if teacher is not None else None
+        self.client.log_inputs(notes.run_id, datasets=datasets or None, models=models)
+        notes.inputs += (["data"] if datasets else []) + ([teacher] if teacher is not None else [])
+        notes.write()
+
+    def _teacher(self, name: str) -> str:
+        """MLflow's id of a teacher as a model, made if it is not there: found by the hash of what it depends on.
+
+        Its weights are artifacts of the run that trained it; this is what runs that learn from it point at.
+        """
+        if name in self._teachers:
+            return self._teachers[name]
+        folder, mark = self.output / "teachers" / name, f"teacher/{name}"
+        model = marked(self.client, self.experiment_id, mark)
+        if model is None:
+            run = Logged.read(folder, self.uri).run_id or None
+            config = _config(folder) if (folder / "experiment.yaml").is_file() else {}
+            network = str(config.get("student", {}).get("name", "teacher"))
+            accuracy = run_folder.accuracy(folder)
+            facts = {"hash": name, "network": network, "val_accuracy": f"{accuracy:.6g}"}
+            model = self.client.create_logged_model(
+                self.experiment_id,
+                f"teacher-{_plain(network)}-{name[:8]}",
+                run,
+                tags={"akd.mark": mark, "akd.kind": "teacher", "akd.hash": name},
+                params=facts,
+                model_type="teacher",
+            )
+        self.client.finalize_logged_model(model.model_id, "READY")
+        self._teachers[name] = str(model.model_id)
+        return self._teachers[name]
 
     def _log_epochs(self, folder: Path, run: Run, notes: Logged) -> None:
         from mlflow.entities import Metric
@@ -255,38 +218,63 @@ class Tracker:
             for key, value in entry.items()
             if key not in ("epoch", "at")
         ]
+        if new:
+            epoch, at = int(new[-1]["epoch"]), int(new[-1]["at"] * 1000)
+            metrics.append(Metric("epochs", float(epoch), at, epoch))
         # Head epochs end at step 0, so that the curves of what both stages measure run on into epoch 1.
-        last = _head_epochs(folder) if new_heads else 0
+        last = tracked.head_epochs(_config(folder)) if new_heads else 0
         metrics += [
             Metric(key, float(value), int(entry["at"] * 1000), int(entry["head_epoch"]) - last)
             for entry in new_heads
             for key, value in entry.items()
             if key.startswith(("heads/", "views/", "loss/"))
         ]
-        for i in range(0, len(metrics), 1000):
-            self.client.log_batch(notes.run_id, metrics=metrics[i : i + 1000])
+        self._metrics(notes.run_id, metrics)
         if new or new_heads:
             notes.epochs = int(new[-1]["epoch"]) if new else notes.epochs
             notes.head_epochs = int(new_heads[-1]["head_epoch"]) if new_heads else notes.head_epochs
             notes.write()
 
+    def _metrics(self, run_id: str, metrics: list[Metric]) -> None:
+        for i in range(0, len(metrics), 1000):
+            self.client.log_batch(run_id, metrics=metrics[i : i + 1000])
+
+    def _beside_s(self) -> float | None:
+        return None if self._load is None else self._load.wait_s()
+
+    def _beside(self) -> None:
+        """A sample of the machine's load into the study's run, if that is there."""
+        assert self._load is not None
+        self._load.sample()
+        if run_id := self.run_id(self.study):
+            self._write_load(run_id)
+
+    def _write_load(self, run_id: str) -> None:
+        if self._load is not None and (waiting := self._load.waiting()):
+            self._metrics(run_id, waiting)
+            self._load.written()
+
     def _upload(self, folder: Path, run: Run, notes: Logged) -> None:
         for part in self._wanted(folder, run):
             name = part.relative_to(folder).as_posix()
-            if name in notes.uploaded or not part.exists():
+            if not part.exists():
+                continue
+            # What belongs to the study is made again when more is known: it is sent again if it changed.
+            known = f"{name} {_digest(part)}" if run.kind == "study" else name
+            if known in notes.uploaded:
                 continue
             if part.is_dir():
                 self.client.log_artifacts(notes.run_id, str(part), name)
             else:
                 self.client.log_artifact(notes.run_id, str(part))
-            notes.uploaded.append(name)
+            notes.uploaded = [n for n in notes.uploaded if n.partition(" ")[0] != name] + [known]
             notes.write()
 
     def _wanted(self, folder: Path, run: Run) -> list[Path]:
         """What of a run's folder belongs into MLflow by now."""
         if run.kind == "study":
             # The experiment once more: with the trials that were added.
-            names = ["result.json", "report.html", "warm_start.json"]
+            names = ["result.json", "report.html", "plots", "warm_start.json"]
             names += ["experiment.yaml"] * ("trials_added" in run.tags)
             return [folder / name for name in names] if run.state != RUNNING else []
         if run.kind == "comparison":
@@ -304,162 +292,66 @@ class Tracker:
         return parts
 
     def _end(self, run: Run, notes: Logged) -> None:
-        client, run_id = self.client, notes.run_id
-        client.set_tag(run_id, "akd.status", run.state)
-        if run.reason:
-            client.set_tag(run_id, "akd.reason", run.reason)
-        if run.rung is not None:
-            client.set_tag(run_id, "akd.rung", str(run.rung))
-        for tag, text in run.tags.items():
-            if tag not in ("tracking", "storage", "seconds"):
-                client.set_tag(run_id, tag if tag.startswith("mlflow.") else f"akd.{tag}", text)
-        for key, value in run.results.items():
-            client.log_metric(run_id, key, value, timestamp=int((run.ended or 0) * 1000))
-        client.set_terminated(run_id, STATUS[run.state], int((run.ended or time.time()) * 1000))
+        from mlflow.entities import Metric, RunTag
+
+        client, run_id, ended = self.client, notes.run_id, int((run.ended or time.time()) * 1000)
+        tags = {"akd.status": run.state, **tracked.own_tags(run)}
+        tags |= {"akd.reason": run.reason} if run.reason else {}
+        tags |= {"akd.rung": str(run.rung)} if run.rung is not None else {}
+        at = int((run.ended or 0) * 1000)
+        metrics = [Metric(key, float(value), at, 0) for key, value in run.results.items()]
+        metrics += [m for m in _numbers(run, 0, at) if m.key == "rung"]
+        client.log_batch(run_id, metrics=metrics, tags=[RunTag(k, str(v)[:8000]) for k, v in tags.items()])
+        client.set_terminated(run_id, STATUS[run.state], ended)
         notes.ended = run.state
         notes.write()
 
     # -- the registry ------------------------------------------------------------------------------
 
-    def register(self, folder: Path, name: str, done: Callable[[str], None] = lambda version: None) -> None:
-        """Register a final run's student as a version of model ``name`` with alias ``champion``, in the background."""
+    def register(
+        self, folder: Path, name: str, accuracy: float | None, done: Callable[[Registered], None] = lambda found: None
+    ) -> None:
+        """Make a final run's student a version of model ``name``, in the background; see :mod:`akd.registered`.
+
+        Args:
+            accuracy: of the trial it comes from, on the validation images.
+            done: called with what became of it, which is kept as ``registered`` too.
+        """
+        registration = Registration(self.study, folder, name, accuracy)
 
         def job() -> None:
-            from mlflow.exceptions import MlflowException
-
-            client, run_id = self.client, Logged.read(folder, self.uri).run_id
-            try:
-                client.create_registered_model(name, description="Champions of akd studies: safetensors and config.")
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-            known = [v for v in client.search_model_versions(f"name='{name}'") if v.run_id == run_id]
-            if known:
-                version = known[0].version
-            else:
-                source = f"{client.get_run(run_id).info.artifact_uri}/student"
-                version = client.create_model_version(name, source, run_id, tags={"akd.study": self.study.name}).version
-            client.set_registered_model_alias(name, "champion", version)
-            done(str(version))
+            client, parent = self.client, self.run_id(self.study) or self._parent()
+            self.registered = registration(client, self.experiment_id, self.run_id(folder), parent)
+            done(self.registered)
 
         self.later(job)
 
 
-def mark_of(study: Path, folder: Path, run: Run) -> str:
-    """What tells a folder's run from all others in MLflow, its tag ``akd.mark``; the same after a kill."""
-    place = f"teacher/{folder.name}" if run.kind == "teacher" else f"{study.name}/{folder.name}"
-    return f"{place}@{int(run.started * 1000)}"
+def _started(study: Path) -> float:
+    run = Run.read(study)
+    return run.started if run is not None else time.time()
 
 
-def connect(uri: str, output: Path, experiment_name: str) -> tuple[MlflowClient, str]:
-    """A client of the store at ``uri`` and the id of an experiment there; both are made if they are missing.
-
-    Args:
-        output: folder of the default store; its artifacts go to ``output/artifacts``.
-    """
-    from filelock import FileLock
-    from mlflow.exceptions import MlflowException
-
-    output.mkdir(parents=True, exist_ok=True)
-    with FileLock(output / ".mlflow.lock"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _make_store(uri)
-        client = client_of(uri)
-        found = client.get_experiment_by_name(experiment_name)
-        if found is None:
-            # A server places artifacts itself; the default store needs an absolute folder.
-            root = (output / "artifacts").absolute().as_uri() if uri.startswith("sqlite") else None
-            try:
-                # Without the kind, MLflow's pages open on the tools for language models.
-                tags = {"mlflow.experimentKind": "custom_model_development"}
-                return client, client.create_experiment(experiment_name, root, tags)
-            except MlflowException:  # another process was faster
-                found = client.get_experiment_by_name(experiment_name)
-        if found is None:
-            raise MlflowException(f"experiment {experiment_name!r} can be neither made nor found")
-        return client, str(found.experiment_id)
+def _config(folder: Path) -> dict[str, Any]:
+    """A run's experiment as plain values."""
+    found: dict[str, Any] = yaml.load((folder / "experiment.yaml").read_text(encoding="utf-8"), Loader=_Loader)
+    return found
 
 
-def client_of(uri: str) -> MlflowClient:
-    """A client of the store at ``uri`` that says little and does not wait for long."""
-    # One failed request must come back soon: the tracking thread has its own patience.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-    # Of a server MLflow prints the address of each run that ends: through the table of trials, and with its password.
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    from mlflow import MlflowClient
+def _numbers(run: Run, epochs: int, at: int) -> list[Metric]:
+    from mlflow.entities import Metric
 
-    _quiet()
-    return MlflowClient(uri)
+    return [Metric(key, value, at, 0) for key, value in tracked.numbers_of(run, epochs).items()]
 
 
-def _quiet() -> None:
-    """MLflow's own words, once it is imported: what fails raises, and is told in one line by whoever asked."""
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # A database's errors would come with their stack and every value of the statement.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+def _plain(name: str) -> str:
+    """A name without what MLflow refuses in that of a model."""
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
 
 
-def _make_store(uri: str) -> None:
-    """Make a sqlite store that is not there: beside its place, then renamed.
-
-    MLflow builds its tables in many steps, and a store cut off in between can never be opened again.
-    """
-    from mlflow import MlflowClient
-
-    if not uri.startswith("sqlite:///"):
-        return
-    path = Path(uri.removeprefix("sqlite:///"))
-    if path.exists():
-        return
-    _quiet()
-    side = path.with_name(f".{path.name}.{os.getpid()}")
-    side.unlink(missing_ok=True)
-    MlflowClient(f"sqlite:///{side}").search_experiments(max_results=1)
-    os.replace(side, path)
-
-
-def _method(config: Mapping[str, Any]) -> str:
-    """The method in words, as :attr:`akd.methods.MethodConfig.title`."""
-    method = config["method"]
-    views, extra, augment = method.get("views"), method.get("extra") or {}, method.get("augment")
-    return title(
-        method["host"]["name"],
-        views["name"] if views else None,
-        extra,
-        normalise=method.get("normalise", False),
-        augment=augment["name"] if augment else None,
-    )
-
-
-def _head_epochs(folder: Path) -> int:
-    """How many head epochs a run has from start to end."""
-    config = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
-    return int((config["method"].get("views") or {}).get("head_warmup_epochs", 0))
-
-
-def _params(config: Mapping[str, Any], run: Run) -> dict[str, str]:
-    """A run's parameters as MLflow shows them: the searched values and what the run is made of."""
-    params = {
-        "data": config["data"]["name"],
-        "teacher": config["teacher"]["name"],
-        "student": config["student"]["name"],
-        **{f"train.{k}": config["train"][k] for k in ("epochs", "batch_size", "lr", "seed", "plan_seed")},
-        **({"train.epoch_factor": factor} if (factor := config["train"].get("epoch_factor", 1)) != 1 else {}),
-        **{f"method.host.{k}": v for k, v in config["method"]["host"].items()},
-        **{f"method.views.{k}": v for k, v in (config["method"].get("views") or {}).items()},
-        **{f"method.augment.{k}": v for k, v in (config["method"].get("augment") or {}).items()},
-        **{
-            f"method.extra.{name}.{k}": v
-            for name, settings in (config["method"].get("extra") or {}).items()
-            for k, v in settings.items()
-        },
-        "method.normalise": config["method"].get("normalise", False),
-        **run.parameters,
-    }
-    if run.kind == "study":
-        params |= {f"search.{k}": v for k, v in config["search"].items() if v is not None}
-        if "trials_added" in run.tags:  # MLflow takes no other value than the first; a tag has the present one
-            del params["search.trials"]
-    return {k: str(v) for k, v in params.items()}
+def _digest(part: Path) -> str:
+    """Of a file's content, or a folder's files and contents."""
+    found = hashlib.sha256()
+    for path in [part] if part.is_file() else sorted(p for p in part.rglob("*") if p.is_file()):
+        found.update(path.relative_to(part.parent).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()[:12]

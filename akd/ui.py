@@ -14,7 +14,12 @@ from pathlib import Path
 
 from akd.addresses import check_tracking
 from akd.errors import AkdError, ExperimentError, Interrupted, near
+from akd.folder import Run
 from akd.logged import default_uri, logged_as, scrubbed
+from akd.trials_view import key_of
+
+#: Else MLflow's pages open among the tools for language models.
+_TRAINING = "workflowType=machine_learning"
 
 
 def study_address(output: Path, study: str, store: str, base: str) -> str:
@@ -28,7 +33,16 @@ def study_address(output: Path, study: str, store: str, base: str) -> str:
         hint = near(study, names) or (f", there are {', '.join(names)}" if names else "")
         raise ExperimentError(f"there is no study of this name in {output}{hint}", key="study", value=study)
     experiment, run = logged_as(output / study, store)
-    return f"{base}/#/experiments/{experiment}/runs/{run}" if run else base
+    return f"{base}/#/experiments/{experiment}/runs/{run}?{_TRAINING}" if run else base
+
+
+def trials_address(output: Path, study: str, store: str, base: str) -> str:
+    """The page that lists a study's trials, the best first; empty where there is none."""
+    experiment, run = logged_as(output / study, store)
+    own = Run.read(output / study)
+    if not run or own is None or own.kind != "study":
+        return ""
+    return f"{base}/#/experiments/{experiment}/runs?{_TRAINING}&viewStateShareKey={key_of(study)}"
 
 
 def _free(port: int) -> bool:
@@ -66,6 +80,8 @@ def serve(output: Path, study: str | None, port: int, tracking_uri: str | None, 
     if tracking_uri and tracking_uri.startswith("http"):
         base = scrubbed(tracking_uri).rstrip("/")
         say(study_address(output, study, store, base) if study else base)
+        if study and (trials := trials_address(output, study, store, base)):
+            say(f"its trials, the best first: {trials}")
         return
     if not tracking_uri and not (output / "mlflow.db").exists():
         raise ExperimentError("holds no runs yet; start a search first", key="output", value=str(output))
@@ -74,6 +90,8 @@ def serve(output: Path, study: str | None, port: int, tracking_uri: str | None, 
     if not _free(port):
         raise ExperimentError("is in use on 127.0.0.1; choose another", key="port", value=port)
     say(f"MLflow at {address}   (end it with Ctrl-C)")
+    if study and (trials := trials_address(output, study, store, base)):
+        say(f"its trials, the best first: {trials}")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     # The address travels in the environment: a password in it must not show in the list of processes.
     environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": store}

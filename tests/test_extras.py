@@ -16,7 +16,7 @@ from akd.methods.kd import KDConfig
 from akd.space import parse
 from akd.summary import closing_title
 from akd.terminal import short_names
-from akd.tracking import _method, _params
+from akd.tracked import method_of, params_of
 
 
 def write(folder: Path, text: str) -> Path:
@@ -186,16 +186,16 @@ class TestElsewhere:
         tree = {"method": {"host": "kd", "views": "angular_kd", "extra": {"dist": {"beta": 2}}, "normalise": True}}
         experiment = resolve(tree)
         config = experiment.to_dict()
-        assert _method(config) == experiment.method.title == "angular_kd over kd + dist, normalised"
+        assert method_of(config) == experiment.method.title == "angular_kd over kd + dist, normalised"
 
         class Trial:
             kind, parameters = "trial", {"method.extra.dist.weight": 0.5}
 
-        params = _params(config, Trial())  # type: ignore[arg-type]
+        params = params_of(config, Trial())  # type: ignore[arg-type]
         assert params["method.normalise"] == "True"
         assert (params["method.extra.dist.beta"], params["method.extra.dist.weight"]) == ("2.0", "0.5")
         old = {**config, "method": {"host": {"name": "kd"}, "views": None}}  # written before there were extras
-        assert _method(old) == "kd"
+        assert method_of(old) == "kd"
         names = short_names(["method.host.weight", "method.extra.dist.weight"])
         assert list(names.values()) == ["host.weight", "dist.weight"]
 

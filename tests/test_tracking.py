@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MLflowRun
 
-from akd import checkpoint, tracking
+from akd import checkpoint, tracked, tracking, tracking_store
 from akd import folder as run_folder
 from akd.config import Experiment, resolve
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING, Run
@@ -564,18 +564,18 @@ class TestWords:
     ) -> None:
         """Else MLflow asks the server for the run's name and prints two lines, for each of thousands of runs."""
         monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
-        tracking.client_of("http://127.0.0.1:1")._tracking_client._log_url("0123")
+        tracking_store.client_of("http://127.0.0.1:1")._tracking_client._log_url("0123")
         assert capsys.readouterr().out == ""
 
     def test_augmentation_and_long_schedules_are_among_the_parameters(self) -> None:
         tree = {"method": {"host": "kd", "augment": {"name": "cutmix", "alpha": 0.5}}, "train": {"epoch_factor": 3}}
         experiment = resolve(tree)
         config = experiment.to_dict()
-        assert tracking._method(config) == experiment.method.title == "kd with cutmix"
-        params = tracking._params(config, Run("trial", "trial 0"))
+        assert tracked.method_of(config) == experiment.method.title == "kd with cutmix"
+        params = tracked.params_of(config, Run("trial", "trial 0"))
         assert params["method.augment.name"] == "cutmix"
         assert params["method.augment.alpha"] == "0.5"
         assert params["train.epoch_factor"] == "3"
         plain = resolve({"method": "kd"}).to_dict()
-        assert tracking._method(plain) == "kd"
-        assert not {"train.epoch_factor", "method.augment.name"} & tracking._params(plain, Run("trial", "t")).keys()
+        assert tracked.method_of(plain) == "kd"
+        assert not {"train.epoch_factor", "method.augment.name"} & tracked.params_of(plain, Run("trial", "t")).keys()

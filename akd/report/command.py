@@ -11,9 +11,10 @@ from akd.logged import address_of
 
 DESCRIPTION = (
     "Write what a study found, ended or still running, from its folder alone: a page without network access, Markdown, "
-    "JSON, or a table of all trials. With --verify, compare run folders, Optuna's study and MLflow instead."
+    "JSON, a table of all trials, or its figures as pictures. With --verify, compare run folders, Optuna's study and "
+    "MLflow instead."
 )
-FORMATS = ("html", "md", "json", "parquet")
+FORMATS = ("html", "md", "json", "parquet", "png")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("study", metavar="STUDY", help="name of a study")
     add("--output", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
     add("--format", choices=FORMATS, help="default html")
-    add("--out", metavar="FILE", help="default report.FORMAT in the study's folder")
+    add("--out", metavar="FILE", help="default report.FORMAT in the study's folder; of png a folder, plots")
     add("--verify", action="store_true", help="compare run folders, Optuna's study and MLflow; exit 1 if they differ")
     add("--tracking-uri", metavar="URI", help="MLflow; default $MLFLOW_TRACKING_URI, else where the study is")
 
@@ -69,10 +70,25 @@ def run(args: argparse.Namespace) -> None:
     from akd.summary import shown_path
 
     form, out = args.format or "html", Path(args.out).expanduser().absolute() if args.out else None
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+    if form == "png" and out is not None:
+        _check_folder(out, args.out)
+    elif out is not None and (out.is_dir() or not out.parent.is_dir()):
         problem = "is a folder, not a file" if out.is_dir() else f"cannot be written: there is no folder {out.parent}"
         raise ExperimentError(problem, key="--out", value=args.out)
     print(shown_path(formats.write(study, out, form)))
+
+
+def _check_folder(out: Path, given: str) -> None:
+    """Refuse a folder for pictures that cannot be one, or that holds anything else: it is replaced."""
+    from akd.report import plots
+
+    if out.exists() and not out.is_dir():
+        raise ExperimentError("is a file: pictures go into a folder", key="--out", value=given)
+    if not out.parent.is_dir():
+        raise ExperimentError(f"cannot be written: there is no folder {out.parent}", key="--out", value=given)
+    if out.is_dir() and (left := plots.others(out)):
+        problem = f"holds more than pictures of a report ({left[0]}); name a new folder"
+        raise ExperimentError(problem, key="--out", value=given)
 
 
 def _verify(study: Path, uri: str) -> None:

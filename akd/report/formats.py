@@ -12,7 +12,7 @@ from typing import Any
 
 from akd import checkpoint, confirm
 from akd.objectives import COSTS
-from akd.report import fronts, page
+from akd.report import fronts, page, plots
 from akd.report.facts import Facts, gather
 
 
@@ -21,14 +21,16 @@ def write(study: Path, out: Path | None = None, form: str = "html") -> Path:
 
     Args:
         study: its folder.
-        out: default ``report.<form>`` in that folder.
+        out: default ``report.<form>`` in that folder; of ``png``, which is a folder of pictures, ``plots``.
 
     Raises:
         AkdError: the study cannot be read.
         OSError: the file cannot be written.
     """
-    facts, path = gather(study), out or study / f"report.{form}"
-    if form == "parquet":
+    facts, path = gather(study), out or study / ("plots" if form == "png" else f"report.{form}")
+    if form == "png":
+        plots.write(facts, path)
+    elif form == "parquet":
         _parquet(facts, path)
     else:
         makers: dict[str, Callable[[Facts], str]] = {"html": page.build, "md": markdown, "json": as_json}

@@ -25,7 +25,8 @@ from akd.logged import scrubbed, title_of
 from akd.objectives import as_results, figures_of
 from akd.result import CONTROL_WORDS, StudyResult
 from akd.space import parse
-from akd.tracking import STATUS, client_of, mark_of
+from akd.tracked import STATUS, mark_of
+from akd.tracking_store import client_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
