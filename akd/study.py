@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -239,6 +241,10 @@ def resolved(experiment: Experiment | Mapping[str, Any] | str | Path) -> Experim
     return configuration.load(spaces.find(str(experiment)), {})
 
 
+#: Seconds between two pages made while a search runs, at least.
+PAGE_S = 60.0
+
+
 class _Study:
     """One session of a study: everything between the checks and the result."""
 
@@ -258,6 +264,7 @@ class _Study:
         keys = [p.key for p in ready.space.searched]
         self.display = display or Display(self.experiment.train.epochs, self.experiment.search.trials, keys)
         self.start_costs: list[float] = []
+        self._page, self._page_due = threading.Lock(), time.monotonic() + PAGE_S
         self.confirming = False
         self.sharing = sharing(ready)
         self.cache = cache_folder(self.experiment, self.output, mirror.shown) if self.sharing.keep else None
@@ -464,6 +471,7 @@ class _Study:
             n, k = self.experiment.search.confirm_seeds or 1, self.experiment.search.confirm
             self.display.say(f"confirming: the best {k} finished trials, from {many(n, 'other seed')}")
         self._show(folder)
+        self._report_meanwhile()
         if self.experiment.search.time_budget:  # a kill takes no more of it than the run it met
             self._keep_time()
         self.mirror.up(folder)
@@ -592,10 +600,28 @@ class _Study:
         from akd.report import formats
 
         try:
-            formats.write(self.folder)
-            formats.write(self.folder, form="png")
+            with self._page:
+                formats.write(self.folder)
+                formats.write(self.folder, form="png")
         except Exception as error:  # whatever stands in the way: a full disk, a fault in a chart
             self.display.say(f"the report could not be made: {reason(error)}", "yellow")
+
+    def _report_meanwhile(self) -> None:
+        """Have the page made as the search stands, now and then, by the tracker's thread, which then uploads it."""
+        if time.monotonic() < self._page_due:
+            return
+        self._page_due = math.inf
+        self.tracker.later(self._meanwhile)
+
+    def _meanwhile(self) -> None:
+        from akd.report import formats
+
+        began = time.monotonic()
+        with contextlib.suppress(Exception), self._page:  # of no weight: the last page says what was wrong
+            formats.write(self.folder)
+        # The page of thousands of trials takes seconds: never more than a fiftieth of the time.
+        self._page_due = time.monotonic() + max(PAGE_S, 50 * (time.monotonic() - began))
+        self.tracker.changed(self.folder)
 
     def _card(self, handed: Path) -> None:
         """Write the champion's model card; a search is not lost because it cannot be made."""

@@ -276,7 +276,7 @@ class Tracker(Background):
             # The experiment once more: with the trials that were added.
             names = ["result.json", "report.html", "plots", "warm_start.json"]
             names += ["experiment.yaml"] * ("trials_added" in run.tags)
-            return [folder / name for name in names] if run.state != RUNNING else []
+            return [folder / name for name in (names if run.state != RUNNING else ["report.html"])]
         if run.kind == "comparison":
             return [folder / "comparison.json", folder / "comparison.md"] if run.state != RUNNING else []
         parts: list[Path] = []

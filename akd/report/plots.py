@@ -13,7 +13,7 @@ from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 
-from akd.report import figures
+from akd.report import figures, fronts
 from akd.report.charts import STYLE
 from akd.report.facts import Facts
 from akd.report.figures import Figure
@@ -48,6 +48,7 @@ def write(facts: Facts, folder: Path) -> list[Path]:
 def every(facts: Facts) -> Iterator[Figure]:
     """All figures of the page, in its order."""
     yield from figures.results(facts)
+    yield from fronts.figures(facts)
     yield from (f for f in (figures.curves(facts), figures.history(facts), figures.importance(facts)) if f)
     yield from figures.slices(facts)
     yield from (f for f in (figures.parallel(facts),) if f)
