@@ -176,8 +176,9 @@ class Registration:
         if model is None:
             source = f"{client.get_run(run_id).info.artifact_uri}/student"
             return client.create_model_version(self.name, source, run_id, tags=tags)
+        # By its place, not as models:/ID, which MLflow would look up in the store of its global address.
         return client.create_model_version(
-            self.name, f"models:/{model.model_id}", run_id, tags=tags, model_id=model.model_id
+            self.name, model.artifact_location, run_id, tags=tags, model_id=model.model_id
         )
 
     def _judge(self, client: MlflowClient, version: ModelVersion) -> str:
