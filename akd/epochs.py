@@ -18,7 +18,6 @@ from akd.data.loader import DeviceLoader
 from akd.errors import DivergedError
 from akd.methods import Method
 from akd.metrics import Mean, step_accuracy
-from akd.models.norm import Statistics
 from akd.state import TrainState
 from akd.step import Part, Stepper
 
@@ -55,7 +54,6 @@ def train_epoch(state: TrainState, loader: DeviceLoader, stepper: Stepper, epoch
     train, means, began, before = state.train_config, Mean(), time.perf_counter(), _teacher_count(stepper)
     state.student.train()
     state.method.train()
-    started = Statistics(state.student) if epoch == 1 else None
     lr = train.lr
     for images, batch in loader.epoch(epoch):
         step = (epoch - 1) * loader.steps + batch.step
@@ -67,8 +65,6 @@ def train_epoch(state: TrainState, loader: DeviceLoader, stepper: Stepper, epoch
             means.add("train/accuracy", step_accuracy(part.logits, part.batch), part.batch.images)
         state.step()
         state.update_average()
-    if started is not None:
-        started.take_out(state.student, state.average)
     metrics = means.read(stepper.world)
     check_finite(metrics, epoch)
     metrics |= _teacher_images(stepper, before, loader.device)

@@ -7,7 +7,7 @@ the derivative is written out, so that a map is gone over a few times and no mor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -136,39 +136,6 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         factor = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean.to(self.running_mean), factor)
         self.running_var.lerp_((var * total / (total - 1)).to(self.running_var), factor)
-
-
-class Statistics:
-    """What a network's running statistics started from, to be taken out of them again.
-
-    Batch normalisation starts with means of 0 and variances of 1 that come from no image, and forgets them over some
-    thirty steps. On small data that reaches beyond the first rung, which then scores them and not the network. Taken
-    out after the first epoch, as Adam takes out the zeros its moments start from, they are gone for good.
-    """
-
-    def __init__(self, net: nn.Module):
-        self.before = {
-            name: (m.running_mean.clone(), m.running_var.clone(), int(m.num_batches_tracked))
-            for name, m in _tracking(net)
-        }
-
-    @torch.no_grad()
-    def take_out(self, *nets: nn.Module | None) -> None:
-        """Correct the statistics of networks that went on from there."""
-        for net in nets:
-            for name, module in _tracking(net) if net is not None else ():
-                mean, var, batches = self.before[name]
-                left = (1 - module.momentum) ** (int(module.num_batches_tracked) - batches)
-                if left < 1:  # else it met no batch
-                    module.running_mean.sub_(left * mean).div_(1 - left)
-                    module.running_var.sub_(left * var).div_(1 - left).clamp_(min=0)
-
-
-def _tracking(net: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Every batch normalisation with running averages that forget."""
-    for name, module in net.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats and module.momentum:
-            yield name, module
 
 
 def exact(net: nn.Module) -> nn.Module:

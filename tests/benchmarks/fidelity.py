@@ -10,11 +10,9 @@ it is to foretell is the mean of the accuracies at the last epoch of the *other*
 count as knowledge. Every run plays the search's trial in turn, and correlations (Spearman) are means over them, with a
 95 % interval from 1,000 resamplings of the configurations. A run that diverges counts as 0 from there on.
 
-Scored weights: ``weights`` are those of the step, ``ema auto`` the averaged ones (a tenth of all steps behind; the
-others for comparison). With ``*`` batch normalisation's running statistics are those of torch, which for some twenty
-steps hold what they started from. None of this changes a step, so that all are taken of the same run. Full training
-is that of the same schedule and the same scored weights; ``final`` is its accuracy, mean over all configurations and
-over the best quarter of them, which is what a search hands over.
+Scored weights: ``weights`` are those of the step, ``ema auto`` averaged ones of the same run. Full training is that of
+the same schedule and the same scored weights; ``final`` is its accuracy, mean over all configurations and over the best
+quarter of them, which is what a search hands over (in brackets: over the first row's, with its interval).
 
 A run that is finished is kept in ``--output`` and never made again. One thread a process; the teacher is asked once
 and its outputs are kept.
@@ -23,6 +21,7 @@ and its outputs are kept.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import hashlib
 import json
@@ -39,7 +38,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import rankdata
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from akd.checkpoint import write_json
@@ -53,17 +52,13 @@ from akd.fit import EpochRecord, fit, make_loader
 from akd.metrics import evaluate
 from akd.rungs import rungs
 from akd.space import parse
-from akd.state import TrainState
 from akd.teacher.cache import Store
 from akd.teacher.cached import CachedTeacher
 from akd.teacher.keep import load_teacher, obtain
 
 SCHEDULES = ("cosine", "restarts")
-#: Name -> how much of the run so far averaged weights lie behind, as one part in so many.
-AVERAGES = {"ema 1/5": 5, "ema auto": 10, "ema 1/20": 20}
-#: Of these also what they score with running statistics that hold what they started from.
-LAGGING = ("weights", "ema auto")
-SCORES = ("weights", *AVERAGES, *(f"{name}*" for name in LAGGING))
+#: Weights of the step, and averaged ones as ``train.ema: auto`` makes them.
+SCORES = ("weights", "ema auto")
 SPACE = {
     "train.lr": {"type": "float", "low": 0.005, "high": 0.5, "log": True},
     "train.weight_decay": {"type": "float", "low": 1e-5, "high": 1e-2, "log": True},
@@ -101,88 +96,26 @@ def cifar_part(folder: Path) -> Dataset:
 
 
 def setup(data: str, epochs: int | None = None, subset: int | None = None) -> dict[str, Any]:
-    """The experiment all runs start from; the weights of the step are scored, averaged ones are taken beside them."""
+    """The experiment all runs start from. Averaging changes no step: weights of the step are scored beside it."""
     tree: dict[str, Any] = copy.deepcopy(SETUPS[data]) | {"student": "resnet8", "method": "kd", "space": SPACE}
-    tree["train"] |= {"threads": 1, "ema": 0.0} | ({"epochs": epochs} if epochs else {})
+    tree["train"] |= {"threads": 1, "ema": "auto"} | ({"epochs": epochs} if epochs else {})
     tree["data"] |= {"subset": subset} if subset else {}
     return tree
 
 
-class Averages:
-    """Averaged weights beside those of a run, which they leave as they are."""
-
-    def __init__(self) -> None:
-        self.models: dict[str, nn.Module] = {}
-        self._updates = 0
-
-    @torch.no_grad()
-    def update(self, student: nn.Module) -> None:
-        """After a step."""
-        if not self.models:
-            self.models = {name: copy.deepcopy(student).requires_grad_(False) for name in AVERAGES}
-        self._updates += 1
-        for name, model in self.models.items():
-            decay = (1 + self._updates) / (AVERAGES[name] + self._updates)
-            torch._foreach_lerp_([*model.parameters()], [*student.parameters()], 1 - decay)
-        self.copy_statistics(student)
-
-    def copy_statistics(self, student: nn.Module) -> None:
-        """They are the student's own, and corrected once after its last step of the first epoch."""
-        for model in self.models.values():
-            for kept, current in zip(model.buffers(), student.buffers(), strict=True):
-                kept.copy_(current)
-
-
-def lagging(model: nn.Module, first: nn.Module, steps: int, epoch: int) -> nn.Module:
-    """A copy with the running statistics it would have if what they started from had not been taken out.
-
-    Args:
-        first: the network after its first epoch, of ``steps`` steps.
-        epoch: that ``model`` has ended.
-    """
-    found, ends = copy.deepcopy(model), dict(first.named_modules())
-    left = 0.9 ** (steps * epoch)  # torch's momentum of 0.1
-    for name, module in found.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean.add_(left * (0 - ends[name].running_mean))
-            module.running_var.add_(left * (1 - ends[name].running_var))
-    return found
-
-
 def curves(experiment: Experiment, data: TrainData, source: CachedTeacher, at: Sequence[int]) -> dict[str, list[float]]:
-    """Validation accuracy (0..1) of all scored weights of one run after the epochs ``at``; 0 once it diverged."""
+    """Validation accuracy (0..1) of both kinds of weights of one run after the epochs ``at``; 0 once it diverged."""
     found: dict[str, list[float]] = {name: [] for name in SCORES}
-    averages, loader = Averages(), make_loader(experiment, data, torch.device("cpu"))[0]
-    real = TrainState.update_average
-
-    def update(state: TrainState) -> None:
-        real(state)
-        averages.update(state.student)
-
-    def score(model: nn.Module) -> float:
-        return evaluate(model, loader.plain(data.val))["accuracy"]
-
-    first: list[nn.Module] = []
+    loader = make_loader(experiment, data, torch.device("cpu"))[0]
 
     def report(record: EpochRecord) -> None:
-        if record.epoch == 1:
-            first.append(copy.deepcopy(record.state.student))
-        if record.epoch not in at:
-            return
-        models = {"weights": record.state.student, **averages.models}
-        averages.copy_statistics(record.state.student)
-        for name, model in models.items():
-            found[name].append(score(model))
-        for name in LAGGING:
-            found[f"{name}*"].append(score(lagging(models[name], first[0], loader.steps, record.epoch)))
+        if record.epoch in at:
+            weights = evaluate(record.state.student, loader.plain(data.val))["accuracy"]
+            for name, value in zip(SCORES, (weights, record.metrics["val/accuracy"]), strict=True):
+                found[name].append(value)
 
-    TrainState.update_average = update  # type: ignore[method-assign]
-    try:
+    with contextlib.suppress(DivergedError):
         fit(experiment, data, source, report=report)
-    except DivergedError:
-        pass
-    finally:
-        TrainState.update_average = real  # type: ignore[method-assign]
     return {name: values + [0.0] * (len(at) - len(values)) for name, values in found.items()}
 
 

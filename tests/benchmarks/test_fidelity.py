@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from pathlib import Path
 
 import fidelity
 import numpy as np
 import pytest
-import torch
-from fidelity import Averages, correlation, interval, lagging, spearman
+from fidelity import correlation, interval, spearman
 from scipy.stats import spearmanr
-from torch import nn
 
-from akd.config import resolve
-from akd.methods import Shapes, create_method
-from akd.models.norm import Statistics
-from akd.state import TrainState
+from akd.data import load as load_data
+from akd.data import split
+from akd.fit import fit
+from akd.teacher.cache import Store
+from akd.teacher.cached import CachedTeacher
+from akd.teacher.keep import load_teacher, obtain
 
 
 class TestCorrelation:
@@ -52,38 +51,22 @@ class TestCorrelation:
         assert widths[1] < widths[0] / 2
 
 
-class TestScored:
-    def test_auto_is_that_of_the_package(self) -> None:
-        config = resolve({"method": "none", "train": {"ema": "auto"}})
-        net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-        state = TrainState(config.train, net, create_method(config.method, Shapes(10)), torch.device("cpu"))
-        averages, draw = Averages(), torch.Generator().manual_seed(0)
-        averages.update(net)
-        state.update_average()
-        for _ in range(40):
-            with torch.no_grad():
-                net[0].weight.add_(torch.randn(3, 3, generator=draw))
-            state.update_average()
-            averages.update(net)
-        assert state.average is not None
-        ours = averages.models["ema auto"].state_dict()
-        assert all(torch.allclose(v, ours[k], atol=1e-6) for k, v in state.average.state_dict().items())
-        assert not torch.allclose(ours["0.weight"], averages.models["ema 1/5"].state_dict()["0.weight"])
-
-    @pytest.mark.parametrize("epoch", [1, 2, 5])
-    def test_lagging_is_what_torch_would_have(self, epoch: int) -> None:
-        plain, draw = nn.Sequential(nn.BatchNorm1d(4)).train(), torch.Generator().manual_seed(0)
-        settled = copy.deepcopy(plain)
-        started, first = Statistics(settled), settled
-        for step in range(6 * epoch):
-            batch = 3 + 2 * torch.randn(16, 4, generator=draw)
-            plain(batch)
-            settled(batch)
-            if step == 5:
-                started.take_out(settled)
-                first = copy.deepcopy(settled)
-        theirs, ours = plain.state_dict(), lagging(settled, first, 6, epoch).state_dict()
-        assert all(torch.allclose(v.float(), ours[k].float(), rtol=1e-4) for k, v in theirs.items())
+def test_both_kinds_of_weights_of_one_run(tmp_path: Path) -> None:
+    """What is scored is what a run with and without averaging reports."""
+    tree = fidelity.setup("digits", 3, 200)
+    tree["teacher"]["train"]["epochs"] = 1
+    bench = fidelity.Bench(tree, 1, 2, ("restarts",), tmp_path)
+    bench.train((0, 1), float("inf"))
+    _, _, _, run, _ = next(bench.runs())
+    data = split(run.data, load_data(run.data))
+    net = load_teacher(obtain(run, data, tmp_path / "teachers").folder)
+    found = bench.scores()["restarts"][:, 0, 0]
+    for name, ema in zip(fidelity.SCORES, (0.0, "auto"), strict=True):
+        store = Store(tmp_path / "cache", 10**9)
+        source = CachedTeacher(net, run.method.needs, store, keep=frozenset(run.method.needs))
+        history = fit(run.with_values({"train.ema": ema}), data, source).history
+        told = [h["val/accuracy"] for h in history if h["epoch"] in bench.at]
+        assert told == found[fidelity.SCORES.index(name)].tolist()
 
 
 def test_command_keeps_what_it_trained(

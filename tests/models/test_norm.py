@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from akd.models import list_models, seeded_model
 from akd.models.layout import to_train
-from akd.models.norm import BatchNorm, Statistics, exact
+from akd.models.norm import BatchNorm, exact
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
@@ -124,39 +124,3 @@ def test_a_step_of_every_network_is_the_default_layouts(name: str) -> None:
         assert torch.allclose(p.grad, q.grad, rtol=1e-6, atol=1e-8 * float(p.grad.abs().max()) + 1e-10)
     for a, b in zip(plain.buffers(), net.buffers(), strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
-
-
-class TestStatistics:
-    @pytest.mark.parametrize("steps", [1, 3, 40])
-    def test_what_they_started_from_is_gone(self, steps: int) -> None:
-        """As if every batch had been weighed with what is left of it, and nothing else."""
-        draw, seen = torch.Generator().manual_seed(0), []
-        net = exact(nn.Sequential(nn.BatchNorm2d(3))).train()
-        with torch.no_grad():
-            net[0].running_mean.fill_(50.0)  # whatever it is
-            net[0].running_var.fill_(9.0)
-        started = Statistics(net)
-        for _ in range(steps):
-            batch = 2 + 3 * torch.randn(8, 3, 4, 4, generator=draw)
-            net(batch)
-            seen.append((batch.mean((0, 2, 3)), batch.transpose(0, 1).flatten(1).var(1)))
-        average = copy.deepcopy(net)
-        started.take_out(net, None, average)
-        weights = torch.tensor([0.9 ** (steps - 1 - k) for k in range(steps)])
-        for name, values in zip(("running_mean", "running_var"), zip(*seen, strict=True), strict=True):
-            wanted = (weights[:, None] * torch.stack(values)).sum(0) / weights.sum()
-            for one in (net, average):
-                assert torch.allclose(getattr(one[0], name), wanted, rtol=1e-4)
-        assert int(net[0].num_batches_tracked) == steps
-
-    def test_what_met_no_batch_and_what_does_not_forget_stay(self) -> None:
-        net = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2, momentum=None), nn.BatchNorm2d(2)).train()
-        net.append(nn.BatchNorm2d(2, track_running_stats=False))
-        net[2].eval()  # frozen
-        started = Statistics(net)
-        for _ in range(2):
-            net(torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(1)))
-        before = copy.deepcopy(net.state_dict())
-        started.take_out(net)
-        changed = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
-        assert changed == {"0.running_mean", "0.running_var"}
