@@ -98,8 +98,8 @@ def curves(facts: Facts) -> Figure | None:
             rungs=rungs,
             keys=keys,
         ),
-        f"At a rung, or once better ones have come there, the scheduler ({facts.scheduler}) stops what is behind{among}."
-        f"{_fidelity(facts)}{cut}{more}"
+        f"At a rung, or once better ones have come there, the scheduler ({facts.scheduler}) stops what is "
+        f"behind{among}.{_fidelity(facts)}{cut}{more}"
         if rungs
         else f"No trial is stopped early.{cut}{more}",
     )
