@@ -31,6 +31,7 @@ from akd.origin import origin_of
 from akd.provenance import sha256
 from akd.result import StudyResult
 from akd.teacher.keep import load_student
+from akd.usage import torch_script
 
 ALL = {"student.safetensors", "student.pt2", "student.onnx", "config.json", "example.npz", "README.md"}
 
@@ -508,3 +509,10 @@ def test_operations_are_those_of_convolutions_by_hand() -> None:
     second = 16 * (9 * (16 * 32 + 32 * 32) + 16 * 32)
     third = 4 * (9 * (32 * 64 + 64 * 64) + 32 * 64)
     assert programs.operations(net, pixels(1)) == 2 * (first + second + third + 640)
+
+
+def test_the_script_of_the_readme_is_that_of_a_card() -> None:
+    """The card's is run by the tests above."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```py\n(.*?)\n```", text, re.DOTALL)
+    assert script == torch_script({"in_channels": 1, "image_size": [8, 8]})
