@@ -21,6 +21,7 @@ def torch_script(config: Mapping[str, Any]) -> str:
         "import json, sys",
         "import numpy, torch",
         *(["from PIL import Image, ImageOps"] if channels in (1, 3) else []),
+        "",
         'classes = json.load(open("config.json"))["classes"]',
         'program = torch.export.load("student.pt2").module()',
         'images = torch.from_numpy(numpy.load("example.npz")["images"])',
