@@ -6,6 +6,7 @@ this adapter speaks to Optuna's ask-and-tell itself. Trial folders are the truth
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 import warnings
@@ -75,8 +76,8 @@ def make_sampler(experiment: Experiment, number: int) -> optuna.samplers.BaseSam
         warnings.simplefilter("ignore", ExperimentalWarning)
         return optuna.samplers.TPESampler(
             seed=seed,
-            multivariate=True,
-            group=True,
+            # Parameter by parameter: a joint density of several wants more trials than a search has.
+            multivariate=False,
             constant_liar=True,
             # A quarter of a short search is enough at random; Optuna's ten would be all of it.
             n_startup_trials=min(10, max(4, search.trials // 4)),
@@ -240,10 +241,18 @@ class StudySearcher(Searcher):
     def _ask(self, past: list[FrozenTrial]) -> _Live:
         # The whole suggestion is made beside the study and enters the journal in one write. A kill can then never
         # leave half of it behind, whose other half would be drawn from another place of the random stream.
-        scratch = scratch_trial(past, self.study.directions, make_sampler(self.experiment, len(past)))
+        scratch = scratch_trial(self._shown(past), self.study.directions, make_sampler(self.experiment, len(past)))
         values = self.space(scratch)
         trial_id = self._enter(len(past), scratch.params, scratch.distributions)
         return self._folder_of(len(past), trial_id, values)
+
+    def _shown(self, past: list[FrozenTrial]) -> list[FrozenTrial]:
+        """What the sampler sees: of trials that run, those that came to a rung count with what they have so far.
+
+        As running ones they would only say that somebody is there, and keep suggestions away from the best.
+        """
+        first = self._rungs()[0]
+        return [_so_far(t) if t.state == TrialState.RUNNING and (t.last_step or 0) >= first else t for t in past]
 
     def _enter(self, number: int, params: dict[str, Any], distributions: dict[str, Any]) -> int:
         """A trial with all its values into the journal, in one write; gives its id."""
@@ -321,6 +330,13 @@ class StudySearcher(Searcher):
 def rank_key(epochs: int, accuracy: float, number: int | None) -> tuple[float, ...]:
     """What a study's trials are ordered by, best first: how far they came, then validation accuracy, then age."""
     return (-epochs, -accuracy, number or 0)
+
+
+def _so_far(trial: FrozenTrial) -> FrozenTrial:
+    """A running trial as if it ended now."""
+    found = copy.copy(trial)
+    found.state = TrialState.PRUNED
+    return found
 
 
 def ranking(folder: Path) -> list[tuple[Run, float, int]]:

@@ -146,7 +146,9 @@ NUMBERS |= {
     "number as text": flags("--train.weight_decay", "'1e-3'", says=["train.weight_decay = '1e-3'", "a number >= 0"]),
     "not a number": flags("--train.weight_decay", ".nan", says=["train.weight_decay = nan", "a number >= 0"]),
     "too small a bool": flags("--train.nesterov", "1", says=["train.nesterov = 1", "true or false"]),
-    "choice": flags("--train.schedule", "cosin", says=["one of constant, cosine, step", "did you mean 'cosine'"]),
+    "choice": flags(
+        "--train.schedule", "cosin", says=["one of constant, cosine, restarts, step", "did you mean 'cosine'"]
+    ),
     "list": flags("--train.decay_epochs", "5", says=["train.decay_epochs = 5", "a list of whole numbers"]),
     "a null among values": text("epochs: 2,", "epochs: null,", ["s.yaml:3", "train.epochs = None", ">= 1"]),
     "a list for a section": text(

@@ -443,6 +443,28 @@ class TestSampler:
         assert found[0][:21] == found[1][:21]
         assert found[0][21] != found[1][21]
 
+    def test_a_running_trial_that_came_to_a_rung_counts_with_what_it_has(self, tmp_path: Path) -> None:
+        found = {}
+        for name in ("not yet there", "there", "stopped there"):
+            session = Session(tmp_path / name, experiment(trials=30, seed=1), controls=False)
+            for number in range(16):
+                started = session.start()
+                assert started is not None
+                running = session.epochs(*started)
+                if number < 15:
+                    list(running)
+            if name != "not yet there":
+                next(running)  # its first epoch, a rung
+            if name == "stopped there":
+                session.searcher.on_trial_complete(started[0], {"epoch": 1})
+            session.start()
+            found[name] = [t[2] for t in trials_of(tmp_path / name)]
+            states = [t[1] for t in trials_of(tmp_path / name)]
+            assert states[15:] == ["PRUNED" if name == "stopped there" else "RUNNING", "RUNNING"]
+        assert found["there"] == found["stopped there"]
+        assert found["there"][:16] == found["not yet there"][:16]
+        assert found["there"][16] != found["not yet there"][16]
+
     @pytest.mark.parametrize("sampler", ["tpe", "random"])
     @pytest.mark.parametrize("space", [FLAT, CONDITIONAL], ids=["flat", "conditional"])
     def test_beside_the_study_as_on_a_copy_of_it(self, sampler: str, space: dict[str, Any], tmp_path: Path) -> None:
