@@ -23,13 +23,16 @@ from akd.method_section import read as read_method
 from akd.methods import MethodConfig, hosts, views
 from akd.models.registry import networks
 from akd.objectives import ConstraintsConfig
-from akd.rungs import restarts
 from akd.settings import Origins, build, byte_count, check_value, mapping, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Optimisation of one network. Defaults are the CIFAR-100 protocol of the literature, with a cosine schedule."""
+    """Optimisation of one network.
+
+    Defaults are the CIFAR-100 protocol of the literature with a cosine schedule, of which each rung ends a cycle: what
+    a rung scores is a student that was trained to an end (``tests/benchmarks/fidelity.py`` has the rank correlations).
+    """
 
     epochs: int = setting(60, low=1, help="epochs of a run: what rungs, schedules and reports count in")
     epoch_factor: int = setting(
@@ -45,7 +48,7 @@ class TrainConfig:
     nesterov: bool = setting(False, help="Nesterov momentum")
     weight_decay: float = setting(5e-4, low=0)
     schedule: str = setting(
-        "cosine",
+        "restarts",
         choices=["cosine", "restarts", "step", "constant"],
         help="cosine per step, of the whole run or (restarts) up to each rung; step per epoch",
     )
@@ -104,7 +107,7 @@ class CacheConfig:
 
 
 #: Of a teacher, which no rung stops: its defaults that are others than a student's.
-_TAUGHT_BY: dict[str, Any] = {"schedule": "cosine", "ema": 0.0}
+_TAUGHT_BY: dict[str, Any] = {"schedule": "cosine"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,7 +351,6 @@ def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: 
         _mapping(tree.get("method", {"host": {"name": "kd"}}), "method", origins), origins, strict
     )
     space = _mapping(tree.get("space", {}) or {}, "space", origins)
-    parts["train"] = _with_restarts(parts["train"], parts["search"])
     _check_names(parts, origins)
     if parts["search"].cost is not None and parts["search"].price is None:
         problem = "needs the price of a device-hour: search.price, or --price X"
@@ -358,13 +360,6 @@ def resolve(tree: Mapping[str, Any], origins: Origins | None = None, *, strict: 
         problem = f"has no effect where search.confirm is {search.confirm}: nothing is run again"
         raise ExperimentError(problem, key=key, value=search.confirm_seeds, where=origins.of(key))
     return Experiment(**parts, space=space, origins=origins)
-
-
-def _with_restarts(train: TrainConfig, search: SearchConfig) -> TrainConfig:
-    """A schedule with restarts knows the rungs of its search; where nothing is stopped early it has one cycle."""
-    if train.schedule != "restarts" or train.restarts or search.scheduler == "none":
-        return train
-    return dataclasses.replace(train, restarts=tuple(restarts(train.epochs, search.grace, search.eta)))
 
 
 def _search(values: dict[str, Any], origins: Origins, strict: bool) -> SearchConfig:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from akd.errors import ExperimentError
 from akd.methods import Method, Shapes, create_method
 from akd.metrics import evaluate
 from akd.models import Output, check_images, layout, seeded_model
+from akd.rungs import restarts
 from akd.state import TrainState
 from akd.step import Stepper
 from akd.teacher.source import TeacherSource
@@ -156,6 +157,18 @@ def check_workers(experiment: Experiment, size: int) -> None:
         )
 
 
+def with_restarts(experiment: Experiment) -> Experiment:
+    """The experiment whose schedule knows where it starts again: at its search's rungs, if nothing else is said.
+
+    A search that stops nothing early has no rungs, and its runs one cycle.
+    """
+    train, search = experiment.train, experiment.search
+    if train.schedule != "restarts" or train.restarts or search.scheduler == "none":
+        return experiment
+    found = tuple(restarts(train.epochs, search.grace, search.eta))
+    return replace(experiment, train=replace(train, restarts=found))
+
+
 def fit(
     experiment: Experiment,
     data: TrainData,
@@ -171,7 +184,8 @@ def fit(
     """Train the experiment's student.
 
     Args:
-        experiment: resolved; only ``student``, ``method``, ``train`` and ``teacher.cache.epochs`` are read.
+        experiment: resolved; only ``student``, ``method``, ``train``, ``teacher.cache.epochs`` and of ``search`` what
+            its rungs follow from are read.
         data: files, training and validation rows; an empty validation part reports no ``val/`` metrics.
         teacher_source: what the method learns from; ``None`` if it needs no teacher.
         start: checkpoint to continue from. The epoch it ends with is reported again first, so that a carrier that
@@ -187,6 +201,7 @@ def fit(
         ExperimentError: fewer images than a batch or than workers; parts of a batch for a relational method.
         CheckpointError: ``start`` is damaged or of another experiment.
     """
+    experiment = with_restarts(experiment)
     train, device = experiment.train, torch.device(device)
     check_data(experiment, data)
     check_workers(experiment, world.size)

@@ -51,8 +51,8 @@ def used_up(experiment: Experiment, space: Space, past: Sequence[FrozenTrial]) -
 def _tpe(experiment: Experiment, space: Space, number: int, seed: int) -> BaseSampler:
     return optuna.samplers.TPESampler(
         seed=seed,
-        multivariate=True,
-        group=True,
+        # Parameter by parameter: a joint density of several wants more trials than a search has.
+        multivariate=False,
         constant_liar=True,
         n_startup_trials=startup(experiment.search),
     )

@@ -6,6 +6,7 @@ this adapter speaks to Optuna's ask-and-tell itself. Trial folders are the truth
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
@@ -276,11 +277,21 @@ class StudySearcher(Searcher):
         first = self._next_first(past)
         fixed = self.space.told(first.values) if first else None
         sampler = make_sampler(self.experiment, len(past), self.space)
-        scratch = scratch_trial(past, self.study.directions, sampler, fixed)
+        scratch = scratch_trial(self._seen(past), self.study.directions, sampler, fixed)
         values = self.space(scratch)
         tags = {"warm_start": first.source} if first else {}
         trial_id = self._enter(len(past), scratch.params, scratch.distributions, self._shown(values) | tags)
         return self._folder_of(len(past), trial_id, values, tags)
+
+    def _seen(self, past: list[FrozenTrial]) -> list[FrozenTrial]:
+        """What TPE sees: of trials that run, those that came to a rung count with what they have so far.
+
+        As running ones they would only say that somebody is there, and keep suggestions away from the best.
+        """
+        if self.experiment.search.sampler != "tpe":
+            return past
+        first = self._rungs()[0]
+        return [_so_far(t) if t.state == TrialState.RUNNING and (t.last_step or 0) >= first else t for t in past]
 
     def _next_first(self, past: list[FrozenTrial]) -> First | None:
         """The configuration of a warm start whose turn it is."""
@@ -387,6 +398,13 @@ class StudySearcher(Searcher):
 def rank_key(epochs: int, accuracy: float) -> tuple[float, ...]:
     """What a study's trials are ordered by, best first: how far they came, then validation accuracy."""
     return (-epochs, -accuracy)
+
+
+def _so_far(trial: FrozenTrial) -> FrozenTrial:
+    """A running trial as if it ended now."""
+    found = copy.copy(trial)
+    found.state = TrialState.PRUNED
+    return found
 
 
 def ranking(folder: Path) -> list[tuple[Run, float, int]]:

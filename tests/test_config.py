@@ -34,7 +34,8 @@ class TestForms:
         plain = resolve({})
         assert (plain.data.name, plain.teacher.name, plain.student.name) == ("digits", "wrn_16_2", "resnet8")
         assert plain.method.host == KDConfig()
-        assert plain.train == TrainConfig() == plain.teacher.train
+        assert plain.train == TrainConfig()
+        assert plain.teacher.train == TrainConfig(schedule="cosine")  # nothing stops it at a rung
         assert plain.space == {}
         assert resolve({}) == plain
 
@@ -85,31 +86,6 @@ class TestForms:
             assert resolve(whole.to_dict()) == whole
             assert yaml.safe_load(whole.to_yaml()) == whole.to_dict()
 
-    @pytest.mark.parametrize(
-        ("tree", "restarts"),
-        [
-            ({"train": {"epochs": 60}}, (6, 18)),  # rungs 6, 18, 54: too little follows the last
-            ({"train": {"epochs": 18}}, (2, 6)),
-            ({"train": {"epochs": 18}, "search": {"grace": 4}}, (4,)),
-            ({"train": {"epochs": 18}, "search": {"eta": 4}}, (2, 8)),
-            ({"train": {"epochs": 10}, "search": {"eta": 2, "grace": 3}}, (3,)),  # not 6
-            ({"train": {"epochs": 8}, "search": {"eta": 2, "grace": 1}}, (1, 2, 4)),
-            ({"train": {"epochs": 1}}, ()),
-            ({"train": {"epochs": 18}, "search": {"scheduler": "none"}}, ()),  # no rungs: one cycle
-            ({"train": {"epochs": 18, "restarts": [5]}}, (5,)),
-        ],
-    )
-    def test_restarts_are_the_rungs_of_the_search(self, tree: dict[str, Any], restarts: tuple[int, ...]) -> None:
-        made = resolve(tree | {"train": tree["train"] | {"schedule": "restarts"}})
-        assert made.train.restarts == restarts
-        assert resolve(made.to_dict()) == made
-        # So it is where a trial draws the schedule.
-        drawn = resolve(tree | {"train": {"epochs": tree["train"]["epochs"]}}).with_values(
-            {"train.schedule": "restarts"} | ({"train.restarts": [5]} if restarts == (5,) else {})
-        )
-        assert drawn.train == made.train
-        assert made.with_values({"train.schedule": "cosine"}).train.schedule == "cosine"
-
     def test_what_an_older_study_spelled_out_stays(self) -> None:
         tree = resolve({"train": {"schedule": "cosine", "ema": 0.0, "epochs": 18}}).to_dict()
         for train in (tree["train"], tree["teacher"]["train"]):
@@ -121,10 +97,6 @@ class TestForms:
             (),
             0.0,
         )
-
-    def test_a_teacher_has_no_rungs(self) -> None:
-        made = resolve({"teacher": {"train": {"schedule": "restarts", "epochs": 20}}})
-        assert made.teacher.train.restarts == ()
 
     def test_is_frozen_and_leaves_its_input_alone(self) -> None:
         tree = {"method": "none", "train": {"lr": 1}}
@@ -278,7 +250,7 @@ class TestMistakes:
             ("train: {nesterov: 1}", ":1: train.nesterov = 1: must be true or false"),
             (
                 "train:\n  decay_factor: 0.5",
-                ":2: train.decay_factor = 0.5: has no effect while schedule is 'cosine'; it needs schedule: step",
+                ":2: train.decay_factor = 0.5: has no effect while schedule is 'restarts'; it needs schedule: step",
             ),
             (
                 "train:\n  schedule: step",
@@ -293,7 +265,7 @@ class TestMistakes:
                 ":4: train.restarts = [3, 9]: must be epochs below train.epochs (9), each after the one before it",
             ),
             (
-                "train: {restarts: [3]}",
+                "train: {schedule: cosine, restarts: [3]}",
                 ":1: train.restarts = [3]: has no effect while schedule is 'cosine'; it needs schedule: restarts",
             ),
             ("train: {ema: often}", ":1: train.ema = 'often': must be a number >= 0 and < 1 or auto"),

@@ -23,13 +23,14 @@ from akd.data.augment import normalise
 from akd.data.loader import DeviceLoader
 from akd.epochs import learning_rate
 from akd.errors import CheckpointError, DivergedError, ExperimentError
-from akd.fit import EpochRecord, FitResult, HeadRecord, fit, metrics_equal
+from akd.fit import EpochRecord, FitResult, HeadRecord, fit, metrics_equal, with_restarts
 from akd.methods import Shapes, create_method
 from akd.metrics import evaluate
 from akd.models import Output, seeded_model
 from akd.rungs import restarts
 from akd.state import TrainState
 from akd.teacher import LiveTeacher
+from akd.teacher.keep import as_experiment
 from akd.world import ALONE
 
 EPOCHS = 3
@@ -487,6 +488,34 @@ class TestSchedule:
             first = learning_rate(train, epoch, ((epoch - 1) * steps) / (epochs * steps))
             assert 0 < first <= 0.1
             assert (first == pytest.approx(0.1, rel=1e-9)) == (epoch - 1 in (0, *ends))
+
+    @pytest.mark.parametrize(
+        ("tree", "restarts"),
+        [
+            ({"train": {"epochs": 60}}, (6, 18)),  # rungs 6, 18, 54: too little follows the last
+            ({"train": {"epochs": 18}}, (2, 6)),
+            ({"train": {"epochs": 18}, "search": {"grace": 4}}, (4,)),
+            ({"train": {"epochs": 18}, "search": {"eta": 4}}, (2, 8)),
+            ({"train": {"epochs": 10}, "search": {"eta": 2, "grace": 3}}, (3,)),  # not 6
+            ({"train": {"epochs": 8}, "search": {"eta": 2, "grace": 1}}, (1, 2, 4)),
+            ({"train": {"epochs": 1}}, ()),
+            ({"train": {"epochs": 18}, "search": {"scheduler": "none"}}, ()),  # no rungs: one cycle
+            ({"train": {"epochs": 18, "restarts": [5]}}, (5,)),
+        ],
+    )
+    def test_restarts_are_the_rungs_of_the_search(self, tree: dict[str, Any], restarts: tuple[int, ...]) -> None:
+        made = resolve(tree | {"train": tree["train"] | {"schedule": "restarts"}})
+        assert with_restarts(made).train.restarts == restarts
+        # So it is where a trial draws the schedule.
+        drawn = resolve(tree | {"train": tree["train"] | {"schedule": "cosine"}}, strict=False)
+        assert with_restarts(drawn) == drawn
+        assert with_restarts(drawn.with_values({"train.schedule": "restarts"})).train.restarts == restarts
+
+    def test_a_teacher_has_no_rungs(self) -> None:
+        made = resolve({"teacher": {"train": {"schedule": "restarts", "epochs": 20}}})
+        assert with_restarts(as_experiment(made)).train.restarts == ()
+        given = resolve({"teacher": {"train": {"schedule": "restarts", "restarts": [5], "epochs": 20}}})
+        assert with_restarts(as_experiment(given)).train.restarts == (5,)
 
     def test_without_restarts_it_is_the_cosine(self) -> None:
         for progress in (0.0, 0.3, 0.5, 0.99):

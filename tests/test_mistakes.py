@@ -175,7 +175,9 @@ NUMBERS |= {
     "confirm seeds of nothing": flags(
         "--confirm", "1", "--confirm-seeds", "4", says=["--confirm-seeds", "has no effect where search.confirm is 1"]
     ),
-    "choice": flags("--train.schedule", "cosin", says=["one of constant, cosine, step", "did you mean 'cosine'"]),
+    "choice": flags(
+        "--train.schedule", "cosin", says=["one of constant, cosine, restarts, step", "did you mean 'cosine'"]
+    ),
     "list": flags("--train.decay_epochs", "5", says=["train.decay_epochs = 5", "a list of whole numbers"]),
     "a null among values": text("epochs: 2,", "epochs: null,", ["s.yaml:3", "train.epochs = None", ">= 1"]),
     "a list for a section": text(

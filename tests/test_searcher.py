@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 
 from akd import checkpoint
 from akd import folder as run_folder
+from akd import searcher as searcher_module
 from akd import space as space_module
 from akd.config import Experiment, resolve
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING, Run
@@ -452,6 +453,29 @@ class TestSampler:
             found.append([t[2] for t in trials_of(tmp_path / name)])
         assert found[0][:21] == found[1][:21]
         assert found[0][21] != found[1][21]
+
+    @pytest.mark.parametrize(("epochs", "shown"), [(1, "RUNNING"), (2, "PRUNED"), (3, "PRUNED")])
+    def test_a_running_trial_that_came_to_a_rung_counts_with_what_it_has(
+        self, epochs: int, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[list[FrozenTrial]] = []
+        real = searcher_module.scratch_trial
+
+        def watched(past: list[FrozenTrial], *args: Any) -> Any:
+            seen.append(list(past))
+            return real(past, *args)
+
+        monkeypatch.setattr(searcher_module, "scratch_trial", watched)
+        session = Session(tmp_path, experiment(trials=30, epochs=6, grace=2, seed=1), controls=False)
+        started = session.start()
+        assert started is not None
+        running = session.epochs(*started)
+        for _ in range(epochs):
+            next(running)
+        assert session.start() is not None
+        (trial,) = seen[-1]
+        assert (trial.state.name, len(trial.intermediate_values), trial.number) == (shown, epochs, 0)
+        assert [t[1] for t in trials_of(tmp_path)] == ["RUNNING", "RUNNING"]  # the study knows better
 
     @pytest.mark.parametrize("sampler", ["tpe", "random"])
     @pytest.mark.parametrize("space", [FLAT, CONDITIONAL], ids=["flat", "conditional"])

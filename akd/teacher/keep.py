@@ -57,6 +57,7 @@ def as_experiment(experiment: Experiment) -> Experiment:
         teacher=replace(experiment.teacher, cache=CacheConfig()),  # it learns from images of its own, all different
         method=MethodConfig(host=NoneConfig()),
         train=experiment.teacher.train,
+        search=replace(experiment.search, scheduler="none"),  # nothing stops a teacher: its schedule has no rungs
         space={},
     )
 
