@@ -95,6 +95,12 @@ def experiment(args: argparse.Namespace, words: list[str]) -> Experiment:
     """The experiment that a file, flags and dotted keys give together."""
     from akd import spaces
     from akd.config import load
+
+    return load(spaces.find(args.space) if args.space else None, *overrides(args, words))
+
+
+def overrides(args: argparse.Namespace, words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What flags and dotted keys set: key -> value, and key -> the flag as typed."""
     from akd.yamlfile import parse_value
 
     flags = {f: key for f, (key, _, _) in FLAGS.items()}
@@ -113,7 +119,7 @@ def experiment(args: argparse.Namespace, words: list[str]) -> Experiment:
         if key in values:
             raise ExperimentError(f"is given twice, as {typed[key]} too", key=f"--{key}")
         values[key] = parse_value(text, f"--{key}")
-    return load(spaces.find(args.space) if args.space else None, values, typed)
+    return values, typed
 
 
 def places(args: argparse.Namespace) -> dict[str, Any]:

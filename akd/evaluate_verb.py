@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +22,16 @@ DESCRIPTION = (
     "Networks on the test images, side by side: accuracy, calibration, accuracy under noise and, if asked for, "
     "agreement with a teacher and transfer to another data set. A network is a name of 'akd list models', "
     "module:factory, torchvision:name or timm:name, with its weights, or a folder: of a student akd handed over, of a "
-    "run, of a teacher. --weights, --mean and --std belong to the --model before them."
+    "run, of a teacher. --weights, --mean and --std belong to the --model before them. --run takes the student of a "
+    "run in MLflow, by the run's id."
 )
 _OWN = ("weights", "mean", "std")
 #: Flags that may be given several times.
-REPEATED = ("--model", *(f"--{name}" for name in _OWN))
+REPEATED = ("--model", "--run", *(f"--{name}" for name in _OWN))
 
 
 class _Own(argparse.Action):
-    """Keeps ``--model`` and what belongs to it in the order they were typed."""
+    """Keeps ``--model``, ``--run`` and what belongs to them in the order they were typed."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
         typed = list(getattr(namespace, "typed", None) or [])
@@ -43,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data-dir", metavar="DIR", help="default $AKD_DATA_DIR or ~/.cache/akd/data")
     add("--image-size", metavar="N", help="imagefolder: side of the images; default that of a folder's student, or 64")
     add("--model", action=_Own, nargs="+", metavar="NAME", help="networks, or folders of them, to compare")
+    add(
+        "--run",
+        action=_Own,
+        nargs="+",
+        metavar="ID",
+        help="runs in MLflow (trial, final, ...) whose students to compare",
+    )
     add("--weights", action=_Own, metavar="FILE", help="safetensors, or a file of torch.save")
     add("--mean", action=_Own, metavar="M,M,M", help="the network's normalisation; default the data set's")
     add("--std", action=_Own, metavar="S,S,S", help="goes with --mean")
@@ -58,8 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--transfer-dir", metavar="DIR", help="its files; default as for --data-dir")
     add("--json", metavar="FILE", help="write what was found")
     add("--log", action="store_true", help="log what was found in MLflow")
-    add("--tracking-uri", metavar="URI", help="log it there; default $MLFLOW_TRACKING_URI, else DIR/mlflow.db")
-    add("--output", metavar="DIR", help="with --log: folder of MLflow's default store (default: runs)")
+    add(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow, for --run and --log; default $MLFLOW_TRACKING_URI, else DIR/mlflow.db; without --run it logs, too",
+    )
+    add("--output", metavar="DIR", help="for --run and --log: folder of MLflow's default store (default: runs)")
 
 
 @dataclass
@@ -177,6 +190,30 @@ def _data(args: argparse.Namespace) -> DataConfig:
 
 
 def evaluate(args: argparse.Namespace) -> Report:
+    """:func:`_evaluate`, with the students of runs in MLflow at hand for as long as it takes."""
+    runs = [value for name, value in getattr(args, "typed", None) or [] if name == "run"]
+    if not runs:
+        return _evaluate(args)
+    from akd import logged_run
+
+    if twice := next((run for run in runs if runs.count(run) > 1), None):
+        raise ExperimentError("is given twice", key="--run", value=twice)
+    _data(args)  # a mistake in it is told before anything is fetched
+    with tempfile.TemporaryDirectory(prefix="akd-runs-") as fetched:
+        found = {r: logged_run.find(r, args.tracking_uri, Path(args.output or "runs"), "--run") for r in runs}
+        at = {run: str(one.student(Path(fetched) / run)) for run, one in found.items()}
+        own = argparse.Namespace(**vars(args))
+        own.typed = [("model", at[value]) if name == "run" else (name, value) for name, value in args.typed]
+        report = _evaluate(own)
+        called = {place: run for run, place in at.items()}
+        for i, network in enumerate(report.networks):
+            if run := called.get(network.name):
+                report.titles[i] = f"{found[run].name} ({run[:8]})"
+                report.networks[i] = replace(network, name=f"runs:/{run}/student", folder=None)
+    return report
+
+
+def _evaluate(args: argparse.Namespace) -> Report:
     """Open everything that was named, then measure: a mistake is told before the work."""
     import torch
 
@@ -288,9 +325,10 @@ def _rows(report: Report) -> list[tuple[str, str, bool]]:
 
 def run(args: argparse.Namespace) -> None:
     """The verb."""
-    logs = args.log or args.tracking_uri is not None
-    if args.output is not None and not logs:
-        raise ExperimentError("has no effect without --log", key="--output", value=args.output)
+    runs = any(name == "run" for name, _ in getattr(args, "typed", None) or [])
+    logs = args.log or (args.tracking_uri is not None and not runs)
+    if args.output is not None and not logs and not runs:
+        raise ExperimentError("has no effect without --log or --run", key="--output", value=args.output)
     file = Path(args.json).expanduser() if args.json else None
     if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
         problem = "is a folder" if file.is_dir() else "there is no such folder to write into"

@@ -27,7 +27,7 @@ from akd.epochs import check_finite, size_of, train_epoch, train_heads
 from akd.errors import ExperimentError
 from akd.methods import Method, Shapes, create_method
 from akd.metrics import evaluate
-from akd.models import Output, check_images, layout, seeded_model
+from akd.models import Output, check_images, layout, load_weights, seeded_model
 from akd.rungs import restarts
 from akd.state import TrainState
 from akd.step import Stepper
@@ -175,6 +175,7 @@ def fit(
     teacher_source: TeacherSource | None,
     *,
     start: Path | None = None,
+    initial: Path | None = None,
     report: Callable[[EpochRecord], None] = lambda record: None,
     report_heads: Callable[[HeadRecord], None] = lambda record: None,
     stop: Callable[[], bool] = lambda: False,
@@ -190,6 +191,7 @@ def fit(
         teacher_source: what the method learns from; ``None`` if it needs no teacher.
         start: checkpoint to continue from. The epoch it ends with is reported again first, so that a carrier that
             was killed between writing and reporting learns of it.
+        initial: safetensors file of the weights the student starts from; default drawn from ``train.seed``.
         report: called after every epoch.
         report_heads: called after every head epoch, all of which come before the first epoch.
         stop: asked after every report; true ends the run.
@@ -210,7 +212,7 @@ def fit(
     if device.type == "cpu":
         keep_freed_memory()
     loader, amp = make_loader(experiment, data, device, world)
-    state, method = _networks(experiment, data, teacher_source, loader, world)
+    state, method = _networks(experiment, data, teacher_source, loader, world, initial)
     loader.score = _scorer(loader, state, teacher_source, amp)
     if teacher_source is not None:
         loader.before = partial(teacher_source.before, amp=amp)
@@ -272,11 +274,19 @@ def make_loader(
 
 
 def _networks(
-    experiment: Experiment, data: TrainData, source: TeacherSource | None, loader: DeviceLoader, world: World
+    experiment: Experiment,
+    data: TrainData,
+    source: TeacherSource | None,
+    loader: DeviceLoader,
+    world: World,
+    initial: Path | None,
 ) -> tuple[TrainState, Method]:
     """Student and method as they start, on the device."""
     train = experiment.train
-    student = build_student(experiment, data).to(loader.device, loader.dtype)
+    student = build_student(experiment, data)
+    if initial is not None:
+        load_weights(student, initial)
+    student = student.to(loader.device, loader.dtype)
     image = next(loader.plain(data.train[:1]))[0]
     # All workers choose the same: a network may fail on one of them alone.
     if not world.any(not layout.works(student, image)):

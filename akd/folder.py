@@ -6,6 +6,7 @@
     heads.jsonl             the same for the head epochs before the first epoch, of methods that have them
     checkpoints/            the last two epochs
     student/                student.safetensors and config.json: the scored weights of the last epoch
+    start/                  the same files: what the student started from, where that was another run's student
 
 Everything else (Optuna's study, MLflow, the terminal) can be made again from these files.
 """
@@ -34,6 +35,9 @@ from akd.world import ALONE, World
 
 #: How a run can stand. PRUNED: ended early by the scheduler. FAILED: diverged or crashed, with a reason.
 RUNNING, COMPLETE, PRUNED, FAILED = "RUNNING", "COMPLETE", "PRUNED", "FAILED"
+
+#: Below a run's folder: the student it started from.
+START = "start"
 
 
 @dataclass
@@ -194,7 +198,7 @@ def train(
         stop: see :func:`akd.fit.fit`.
         every_student: keep the scored weights of each epoch, as ``student/epoch_000003``.
     """
-    checkpoints = folder / "checkpoints"
+    checkpoints, initial = folder / "checkpoints", folder / START / "student.safetensors"
 
     def report(record: EpochRecord) -> None:
         if world.rank == 0:
@@ -224,6 +228,7 @@ def train(
         data,
         source,
         start=start_of(checkpoints, world),
+        initial=initial if initial.is_file() else None,
         report=report,
         report_heads=report_heads,
         stop=stop,

@@ -119,6 +119,7 @@ def command() -> str:
 
 def note_data(folder: Path, config: DataConfig, data: TrainData) -> None:
     """Keep in a study's folder which data it reads, for :func:`data_of`. Equal digests are equal images and labels."""
+    folder.mkdir(parents=True, exist_ok=True)
     dataset, split = data.dataset, data.hash
     test = dataset.digest or _digest(dataset.test_images, dataset.test_labels)
     train, val = len(data.train), len(data.val)

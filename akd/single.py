@@ -31,6 +31,7 @@ from akd.room import PATIENCE_S, out_of_room
 from akd.session import Here, Session
 from akd.sharing import Sharing, cache_folder, check_cache, sharing
 from akd.space import Space
+from akd.starting import Start, put
 from akd.storage import StorageError
 from akd.study import batch_sizes, resolved
 from akd.summary import program, shown_path
@@ -73,6 +74,7 @@ def distil(
     tracking_later: bool = False,
     ray_address: str | None = None,
     storage: str | None = None,
+    start: Start | None = None,
     display: Display | None = None,
 ) -> TrialResult:
     """Train one student (and its teacher, if there is none yet) as the experiment says; its space is not searched.
@@ -83,6 +85,7 @@ def distil(
         output: folder of all runs, teachers and the default MLflow store.
         workers: that share the batches, as a Ray Train job; 1 trains in this process without Ray, ``None`` takes a
             worker for each GPU or an even share of the CPUs.
+        start: a student whose weights this one starts from; they are kept in the run's folder.
         tracking_uri, tracking_later, ray_address, storage, display: see :func:`akd.study.search`.
 
     Raises:
@@ -96,6 +99,8 @@ def distil(
     full = replace(complete(full), space={})
     mirror = open_mirror(storage, folder.parent)
     data = _check(full, workers, ray_address, mirror)
+    if start is not None:
+        start.check(full, data)
     if mirror.storage is not None and mirror.storage.exists(f"{folder.name}/run.json"):
         problem = f"exists already in {mirror.shown}; choose another --name"
         raise ExperimentError(problem, key="name", value=folder.name)
@@ -108,7 +113,10 @@ def distil(
     run = Run("single", folder.name, tags=tags)
     if open_threads:
         run.tags["threads"] = "open"
+    if start is not None:
+        run.tags |= start.tags
     try:
+        put(folder, start)
         note_data(folder, full.data, data)
         run_folder.create(folder, full, run)
     except OSError as error:

@@ -19,18 +19,21 @@ import yaml
 from akd import folder as run_folder
 from akd import tracked
 from akd.background import Background
+from akd.errors import reason
 from akd.folder import FAILED, RUNNING, Run
-from akd.logged import Logged
+from akd.logged import Logged, scrubbed
 from akd.machine_load import MachineLoad
 from akd.registered import Registered, Registration, marked
 from akd.tracked import STATUS, mark_of
-from akd.tracking_store import connect
+from akd.tracking_store import connect, lasting
 from akd.trials_view import trials_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
+#: Times a registration is begun that fails for a reason that waiting does not mend.
+_REFUSALS = 3
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -315,13 +318,21 @@ class Tracker(Background):
 
         Args:
             accuracy: of the trial it comes from, on the validation images.
-            done: called with what became of it, which is kept as ``registered`` too.
+            done: called with what became of it, which is kept as ``registered`` too; not if MLflow refuses it for good.
         """
-        registration = Registration(self.study, folder, name, accuracy)
+        registration, refused = Registration(self.study, folder, name, accuracy), [0]
 
         def job() -> None:
-            client, parent = self.client, self.run_id(self.study) or self._parent()
-            self.registered = registration(client, self.experiment_id, self.run_id(folder), parent)
+            try:
+                client, parent = self.client, self.run_id(self.study) or self._parent()
+                self.registered = registration(client, self.experiment_id, self.run_id(folder), parent)
+            except Exception as error:
+                refused[0] += lasting(error)
+                if refused[0] < _REFUSALS:
+                    raise
+                why = scrubbed(reason(error), self.uri)[:200]
+                self.on_trouble(f"the champion is not registered as {name}: {why}")
+                return
             done(self.registered)
 
         self.later(job)

@@ -54,6 +54,23 @@ def client_of(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
+#: What MLflow calls a fault that may be over by the next try; also what it says when nobody answers.
+_PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED", "DEADLINE_EXCEEDED")
+
+
+def lasting(error: BaseException) -> bool:
+    """True if a write that failed so would fail again however long one waits: refused, malformed, a file missing."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code not in _PASSING
+    if isinstance(error, OSError):  # those of the library requests, too
+        code = getattr(getattr(error, "response", None), "status_code", None)
+        refused = code is not None and 400 <= code < 500 and code not in (408, 425, 429)
+        return refused or isinstance(error, FileNotFoundError)
+    return isinstance(error, (ValueError, LookupError, TypeError, AttributeError))
+
+
 def _quiet() -> None:
     """MLflow's own words, once it is imported: what fails raises, and is told in one line by whoever asked."""
     for name in ("mlflow", "alembic"):

@@ -6,18 +6,26 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run as MLflowRun
+from mlflow.exceptions import MlflowException
 
-from akd import checkpoint, tracked, tracking, tracking_store
+from akd import checkpoint, registered, tracked, tracking, tracking_store
 from akd import folder as run_folder
 from akd.config import Experiment, resolve
+from akd.data import TrainData, load, split
+from akd.data.dataset import DataConfig
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING, Run
 from akd.logged import default_uri, scrubbed
+from akd.models import seeded_model
+from akd.provenance import note_data
+from akd.teacher.keep import load_student
 from akd.tracking import Tracker
 
 NAMES = (f"study{i}" for i in itertools.count())
@@ -436,33 +444,166 @@ class TestKeep:
         assert files(client, logged) == ["experiment.yaml", "report.html", "result.json"]
 
 
+def handed(folder: Path, seed: int = 5) -> Path:
+    """A student as training hands it over."""
+    e = resolve({"data": "digits", "student": "resnet8"})
+    run_folder.export(folder, seeded_model("resnet8", 10, seed, in_channels=1), e, digits(), {})
+    return folder
+
+
+@cache
+def digits() -> TrainData:
+    config = DataConfig(name="digits")
+    return split(config, load(config))
+
+
+def champion(study: Path, seed: int = 1) -> Path:
+    """A final run that ended, with a student."""
+    folder = study / "finals" / f"champion-seed{seed}"
+    run_folder.create(folder, experiment(), Run("final", f"champion seed {seed}"))
+    grow(folder, 1)
+    handed(folder / "student", seed)
+    end(folder, COMPLETE, **{"test/accuracy": 0.75})
+    return folder
+
+
 class TestRegistry:
-    def test_champion_gets_a_version_and_the_alias_once(
+    def test_once_however_often_it_is_asked(
         self, study: Path, tracker: Callable[..., Tracker], client: MlflowClient
     ) -> None:
-        versions: list[str] = []
-        folder = study / "finals" / "champion-seed1"
-        run_folder.create(folder, experiment(), Run("final", "champion seed 1"))
-        grow(folder, 1)
-        end(folder, COMPLETE)
-        name = f"akd-{study.name}"
+        note_data(study, experiment().data, digits())
+        folder, name, seen = champion(study), f"akd-{study.name}", []
         for _ in range(2):
             one = tracker()
             one.changed(folder)
-            one.register(folder, name, versions.append)
+            one.register(folder, name, 0.9, seen.append)
             assert one.close()
-        assert versions == ["1", "1"]
-        version = client.get_model_version_by_alias(name, "champion")
+        assert seen[0] == seen[1] == one.registered
+        assert (seen[0].model, seen[0].version, seen[0].alias, seen[0].problem) == (name, "1", "is set to it", "")
+        (version,) = client.search_model_versions(f"name='{name}'")
         assert version.run_id == one.run_id(folder)
-        other = study / "finals" / "champion-seed2"
-        run_folder.create(other, experiment(), Run("final", "champion seed 2"))
-        grow(other, 1)
-        end(other, COMPLETE)
+        assert version.tags["akd.val_accuracy"] == "0.9"
+        assert version.tags["akd.test_accuracy"] == "0.75"
+        assert client.get_model_version_by_alias(name, "champion").version == version.version
+        (model,) = client.search_logged_models([one.experiment_id], filter_string="tags.`akd.kind` = 'champion'")
+        assert model.model_id == seen[0].model_id
+        assert model.source_run_id == version.run_id
+        assert {m.key: m.value for m in model.metrics} == {"test/accuracy": 0.75}
+        for run_id in (one.run_id(study), one.run_id(folder)):
+            assert (
+                client.get_run(run_id).data.tags["akd.registered"] == f"{name} version 1; alias champion is set to it"
+            )
+        outputs = client.get_run(version.run_id).outputs
+        assert [o.model_id for o in outputs.model_outputs] == [model.model_id]
+
+    def test_loads_without_akd_and_gives_the_student_s_logits(
+        self, study: Path, tracker: Callable[..., Tracker]
+    ) -> None:
+        import mlflow.pytorch
+
+        folder, name = champion(study), f"akd-{study.name}"
         one = tracker()
-        one.changed(other)
-        one.register(other, name)
+        one.changed(folder)
+        one.register(folder, name, 0.9)
         assert one.close()
-        assert client.get_model_version_by_alias(name, "champion").run_id == one.run_id(other)
+        assert one.registered is not None
+        data = digits().dataset
+        pixels = data.test_images[:5].float() / 255
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std))
+        with torch.no_grad():
+            wanted = load_student(folder / "student")((pixels - mean) / std).logits
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(one.uri)
+        try:
+            for address in (f"models:/{one.registered.model_id}", f"models:/{name}@champion"):
+                loaded = mlflow.pytorch.load_model(address)
+                assert "akd" not in type(loaded).__module__
+                with torch.no_grad():
+                    assert torch.allclose(loaded(pixels), wanted, atol=1e-5)
+                    assert torch.allclose(loaded(pixels[:1]), wanted[:1], atol=1e-5)
+                    assert loaded(pixels[:1]).shape == (1, 10)
+        finally:
+            mlflow.set_tracking_uri(before)
+
+    def test_the_alias_goes_to_a_better_one_on_the_same_images(
+        self, output: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """First, better, worse, of other images, of unknown ones, and the first asked for once more."""
+        monkeypatch.setattr(registered, "save", _no_model)
+        name, words, versions = "akd-digits-alias", {}, {}
+        plan = [("a", 0.8, "x"), ("b", 0.9, "x"), ("c", 0.85, "x"), ("d", 0.99, "y"), ("e", None, "x"), ("a", 0.8, "x")]
+        for step, (letter, accuracy, images) in enumerate(plan):
+            folder = output / f"alias-{letter}"
+            if not folder.exists():
+                run_folder.create(folder, experiment(), Run("study", folder.name))
+                checkpoint.write_json(folder / "data.json", facts(images))
+                champion(folder)
+            one = Tracker(default_uri(output), output, folder, "alias", retry_s=0.01)
+            one.changed(folder / "finals" / "champion-seed1")
+            one.register(folder / "finals" / "champion-seed1", name, accuracy)
+            assert one.close()
+            assert one.registered is not None
+            assert "no program" in one.registered.problem
+            words[step], versions[step] = one.registered.alias, one.registered.version
+            wanted = "1" if step == 0 else "2"
+            assert str(client.get_model_version_by_alias(name, "champion").version) == wanted, step
+        assert versions == {0: "1", 1: "2", 2: "3", 3: "4", 4: "5", 5: "1"}
+        assert words[1].startswith("moved from version 1 (80")
+        assert words[2].startswith("stays at version 2 (90")
+        assert words[3] == "stays at version 2, which was chosen on other validation images"
+        assert words[4] == "stays at version 2: of this one no validation accuracy is known"
+        assert words[5] == words[0]
+        assert len(client.search_model_versions(f"name='{name}'")) == 5
+
+    def test_without_a_logged_model_a_version_has_the_run_s_student(
+        self, study: Path, tracker: Callable[..., Tracker], client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(registered, "save", _no_model)
+        folder = champion(study)
+        one = tracker()
+        one.changed(folder)
+        one.register(folder, f"akd-{study.name}", 0.9)
+        assert one.close()
+        (version,) = client.search_model_versions(f"name='akd-{study.name}'")
+        assert version.source.endswith("/artifacts/student")
+
+    @pytest.mark.parametrize("refused", [True, False])
+    def test_one_that_is_refused_is_left_and_one_that_waits_is_not(
+        self, refused: bool, study: Path, tracker: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from mlflow.protos import databricks_pb2 as codes
+
+        code = codes.PERMISSION_DENIED if refused else codes.INTERNAL_ERROR
+        tries, seen, said, real = [0], [], [], MlflowClient.create_registered_model
+        monkeypatch.setattr(registered, "save", _no_model)
+
+        def failing(self: MlflowClient, *args: Any, **kw: Any) -> Any:
+            tries[0] += 1
+            if refused or tries[0] < 6:
+                raise MlflowException("not yours, http://u:secret@host", code)
+            return real(self, *args, **kw)
+
+        monkeypatch.setattr(MlflowClient, "create_registered_model", failing)
+        folder, one = champion(study), tracker(on_trouble=said.append)
+        one.changed(folder)
+        one.register(folder, f"akd-{study.name}", 0.9, seen.append)
+        assert one.close()  # all that can be written has been
+        assert (tries[0], len(seen), one.registered is None) == ((3, 0, True) if refused else (6, 1, False))
+        assert "secret" not in str(said)
+        last = f"the champion is not registered as akd-{study.name}: not yours, http://host"
+        assert (said[-1] == last) == refused
+
+
+def _no_model(student: Path, place: Path) -> None:
+    raise ValueError("no program")
+
+
+def facts(images: str) -> dict[str, Any]:
+    """What :func:`akd.provenance.note_data` keeps, of validation images that are told apart by a word."""
+    parts = {part: {"digest": f"{images}-{part[:4]}", "images": 10} for part in ("training", "validation", "test")}
+    parts["training and validation"] = {"digest": f"{images}-all", "images": 20}
+    about = {"name": "digits", "hash": images, "classes": 10, "shape": [1, 8, 8], "source_type": "code"}
+    return about | {"source": {"uri": "digits"}, "parts": parts}
 
 
 class TestCredentials:
