@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URI",
         help="MLflow, for --run and --log; default $MLFLOW_TRACKING_URI, else DIR/mlflow.db; without --run it logs, too",
     )
-    add("--output", metavar="DIR", help="for --run and --log: folder of MLflow's default store (default: runs)")
+    add("--output", metavar="DIR", help="with --run, --log: folder of MLflow's default store (default: runs)")
 
 
 @dataclass
