@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--tracking-uri",
         metavar="URI",
-        help="MLflow, for --run and --log; default $MLFLOW_TRACKING_URI, else DIR/mlflow.db; without --run it logs, too",
+        help="MLflow, for --run and --log (without --run it logs); default $MLFLOW_TRACKING_URI, else DIR/mlflow.db",
     )
     add("--output", metavar="DIR", help="with --run, --log: folder of MLflow's default store (default: runs)")
 
