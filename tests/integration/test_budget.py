@@ -22,8 +22,8 @@ def test_a_budget_ends_the_search_and_the_winner_is_trained(tmp_path: Path) -> N
     """Two at a time, median stopping, CMA-ES: nothing is lost, and the account is told."""
     fixed = {k: v for k, v in simulated.OPTIMUM.items() if "rank" not in k} | {"method.views.head": "full"}
     numbers = fixed | {"method.host.weight": {"type": "float", "low": 0.5, "high": 4.0}}
-    # An epoch takes a minute: controls, final runs (by what trials took, 7 in 6 images), and ten more minutes.
-    budget = (2 * 4 + 3 * 4 * 1.4 + 10) / 60
+    # An epoch takes a minute: controls, confirmation, final runs (by what trials took, 7 in 6 images), and ten minutes.
+    budget = (2 * 4 + 3 * 2 * 4 + 3 * 4 * 1.4 + 10) / 60
     e = simulated.experiment(
         40, 4, sampler="cmaes", scheduler="median", concurrent=2, device_hours=budget, price=2.5, seed=1
     )
@@ -41,7 +41,7 @@ def test_a_budget_ends_the_search_and_the_winner_is_trained(tmp_path: Path) -> N
     assert set(result.champion["test"]["accuracy"]) == {"2"}
     assert json.loads((tmp_path / "s" / "result.json").read_text(encoding="utf-8"))["budget"] == result.budget
     said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "set aside for the final runs" in said
+    assert "set aside for confirmation and final runs" in said
     assert "no more trials: " in said
     assert "budget    " in said
     assert [c.line() for c in verify.verify(tmp_path / "s", f"sqlite:///{tmp_path}/mlflow.db") if not c.good] == []

@@ -44,7 +44,7 @@ def test_everything_is_of_the_winners_student(study: Path) -> None:
     assert sum(p.numel() for p in load_student(study / "champion").parameters()) == COUNTED[winner]["parameters"]
     for name in ("none", "kd"):  # beside the search, when no winner was known
         assert program.read(study / "controls" / name / "student" / "config.json")["model"] == "resnet8"
-    assert result["mlflow"]["registered_model"] == f"models:/akd-digits-{winner}@champion"
+    assert result["mlflow"]["registered_model"] == f"models:/akd-digits-{winner}/1"
 
 
 def test_what_was_said(study: Path) -> None:
