@@ -30,8 +30,8 @@ from akd.settings import Origins, build, byte_count, check_value, mapping, setti
 class TrainConfig:
     """Optimisation of one network.
 
-    Defaults are the CIFAR-100 protocol of the literature with a cosine schedule, of which each rung ends a cycle: what
-    a rung scores is a student that was trained to an end (``tests/benchmarks/fidelity.py`` has the rank correlations).
+    Defaults are the CIFAR-100 protocol of the literature, but that the cosine ends where a rung does, and that averaged
+    weights are scored: so a rung ranks best what full training will (``tests/benchmarks/fidelity.py``).
     """
 
     epochs: int = setting(60, low=1, help="epochs of a run: what rungs, schedules and reports count in")
@@ -62,7 +62,7 @@ class TrainConfig:
     decay_factor: float = setting(0.1, above=0, below=1, when=("schedule", "step"))
     label_smoothing: float = setting(0.0, low=0, below=1)
     ema: float | str = setting(
-        0.0,
+        "auto",
         low=0,
         below=1,
         word="auto",
@@ -107,7 +107,7 @@ class CacheConfig:
 
 
 #: Of a teacher, which no rung stops: its defaults that are others than a student's.
-_TAUGHT_BY: dict[str, Any] = {"schedule": "cosine"}
+_TAUGHT_BY: dict[str, Any] = {"schedule": "cosine", "ema": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)

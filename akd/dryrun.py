@@ -36,6 +36,13 @@ _STEPS = 6
 GROUP_S = 12
 
 
+#: Of 16 configurations of plain distillation, tests/benchmarks/fidelity.py.
+FIDELITY = (
+    "how rungs rank: correlation of their scores with full training, measured on digits with train.schedule restarts "
+    "and train.ema auto: 0.72 (95 % interval 0.44 to 0.87) at a ninth of the epochs, 0.62 (0.23 to 0.86) at a third"
+)
+
+
 def step_seconds(experiment: Experiment, data: TrainData) -> float:
     """Seconds of one step of a student here, live teacher included, from a few steps with untrained networks."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -144,6 +151,8 @@ def show(ready: Prepared, console: Console, output: Path) -> None:
     words = [grid_words(experiment, ready.space), allows(search, fixed, steps * (trial * mean + heads), first)]
     for line in [*shared.words(), *filter(None, words)]:
         console.print(line, soft_wrap=True)
+    if search.scheduler == "asha":
+        console.print(FIDELITY, soft_wrap=True)
     console.print("nothing was started, nothing was written")
 
 

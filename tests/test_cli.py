@@ -336,6 +336,7 @@ class TestDryRun:
         assert "7 trials of at most 2 epochs" in done.stdout
         assert "estimated time: teacher " in done.stdout
         assert "kept are logits (1 key)" in done.stdout
+        assert "how rungs rank: correlation of their scores with full training" in done.stdout
         assert "nothing was started, nothing was written" in done.stdout
 
     def test_configurations_are_those_the_search_would_try(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ class TestForms:
         assert (plain.data.name, plain.teacher.name, plain.student.name) == ("digits", "wrn_16_2", "resnet8")
         assert plain.method.host == KDConfig()
         assert plain.train == TrainConfig()
-        assert plain.teacher.train == TrainConfig(schedule="cosine")  # nothing stops it at a rung
+        assert plain.teacher.train == TrainConfig(schedule="cosine", ema=0.0)  # nothing stops it at a rung
         assert plain.space == {}
         assert resolve({}) == plain
 
@@ -69,7 +69,7 @@ class TestForms:
         """
         got = load(write(tmp_path, text), {})
         assert got.data.subset == 3000
-        assert got.teacher.train == TrainConfig(epochs=7, schedule="step", decay_epochs=(3, 5))
+        assert got.teacher.train == TrainConfig(epochs=7, schedule="step", decay_epochs=(3, 5), ema=0.0)
         assert (got.train.lr, got.train.ema, got.search.grace) == (1e-3, 0.999, 2)
         assert got.space == {"train.lr": {"type": "float", "low": 0.01, "high": 0.2, "log": True}}
 

@@ -50,7 +50,8 @@ def teacher() -> nn.Module:
 
 def experiment(method: Any = "none", **train: Any) -> Experiment:
     # threads is left out: the tests' one thread is set for the whole process
-    return resolve({"method": method, "train": {"epochs": EPOCHS, "lr": 0.1, "precision": "float32", **train}})
+    plain = {"schedule": "cosine", "ema": 0.0}
+    return resolve({"method": method, "train": {"epochs": EPOCHS, "lr": 0.1, "precision": "float32", **plain, **train}})
 
 
 def run(data: TrainData, teacher: nn.Module | None = None, method: Any = "none", **kw: Any) -> FitResult:
