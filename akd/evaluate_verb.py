@@ -70,9 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--tracking-uri",
         metavar="URI",
-        help="MLflow, for --run and --log (without --run it logs); default $MLFLOW_TRACKING_URI, else DIR/mlflow.db",
+        help="MLflow, for --run and --log; default $MLFLOW_TRACKING_URI, else DIR/mlflow.db; alone it logs",
     )
-    add("--output", metavar="DIR", help="with --run, --log: folder of MLflow's default store (default: runs)")
+    add("--output", metavar="DIR", help="for --run and --log: folder of MLflow's default store (default: runs)")
 
 
 @dataclass

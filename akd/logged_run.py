@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from akd.addresses import check_tracking
 from akd.errors import ExperimentError, reason
 from akd.logged import default_uri, scrubbed
@@ -71,7 +73,7 @@ class LoggedRun:
         return folder / "student"
 
     def experiment(self, folder: Path, said: Collection[Any] = ()) -> Path:
-        """Fetch the experiment into ``folder``.
+        """Fetch the experiment into ``folder``, without its space: the run's values have the searched ones in place.
 
         Args:
             said: names that the user gave, too.
@@ -84,12 +86,14 @@ class LoggedRun:
         self._need((_EXPERIMENT,), "no experiment.yaml")
         path = self._fetch(_EXPERIMENT, folder)
         tree, _ = yamlfile.read(path)
+        tree.pop("space", None)
         for name in _names(tree):
             if stands_for_code(name) and name not in said:
                 problem = (
                     f"its experiment names {name}, code of this machine; say so with a flag, like --student {name}"
                 )
                 raise self._mistake(problem)
+        path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
         return path
 
     def _need(self, names: Collection[str], lack: str) -> None:

@@ -122,6 +122,9 @@ def distil(
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
         raise ExperimentError(problem, key="output", value=str(folder.parent)) from None
+    display = display or Display(full.train.epochs, 1, [])
+    if start is not None and start.note:
+        display.say(start.note, "yellow")
     return _train(full, data, folder, run, workers, uri, ray_address, mirror, display)
 
 

@@ -24,12 +24,14 @@ class Start:
         student: folder with ``student.safetensors`` and ``config.json``.
         key, value: how the user named it, for messages.
         tags: facts of the run that starts from it.
+        note: what whoever starts from it should know.
     """
 
     student: Path
     key: str
     value: str
     tags: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
 
     def check(self, experiment: Experiment, data: TrainData) -> None:
         """Refuse a student that is not this experiment's, or of other images or classes.

@@ -16,6 +16,11 @@ DESCRIPTION = (
     "override the experiment's. The weights are kept in the new run's folder, so that it can go on after a kill."
 )
 
+_OF_FINAL = (
+    "it starts from the student of a final run, which was trained on the validation images, too: its validation "
+    "accuracy will be higher than it is on images it has not seen"
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of the verb."""
@@ -69,5 +74,6 @@ def _from_run(args: argparse.Namespace, words: list[str]) -> None:
         # Written by akd: it spells out every key, those without effect, too.
         full = load(file, values, typed, strict=False)
         tags = {"from_run": found.run_id, "from_run_name": found.name}
-        start = Start(found.student(Path(fetched)), "--from-run", found.run_id, tags)
+        note = _OF_FINAL if found.kind == "final" else ""
+        start = Start(found.student(Path(fetched)), "--from-run", found.run_id, tags, note)
         single.distil(full, workers=workers, start=start, **arguments.places(args))

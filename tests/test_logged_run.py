@@ -123,6 +123,28 @@ class TestTrain:
         tags = store.client.get_run(run_id).data.tags
         assert (tags["akd.from_run"], tags["akd.from_run_name"]) == (store.run_id, "first")
 
+    def test_searched_keys_of_a_trial_can_be_given_anew(self, store: Store, tmp_path: Path) -> None:
+        """A trial's experiment has its study's space beside the values; a single run has none."""
+        files = store.files()
+        space = b"{train.lr: {type: float, low: 0.01, high: 0.2}}"
+        whole = bytes(files["experiment.yaml"])
+        assert b"space: {}" in whole
+        files["experiment.yaml"] = whole.replace(b"space: {}", b"space: " + space)
+        trial = store.made_up({"akd.kind": "trial"}, files)
+        assert train(store, tmp_path, "anew", "--epochs", "1", "--train.lr", "0.03", run_id=trial) == 0
+        text = (tmp_path / "anew" / "experiment.yaml").read_text()
+        assert "lr: 0.03" in text
+        assert "low: 0.01" not in text
+
+    def test_one_of_a_final_run_says_what_its_student_has_seen(
+        self, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        final = store.made_up({"akd.kind": "final"}, store.files())
+        for run_id, said in ((final, True), (store.run_id, False)):
+            assert train(store, tmp_path, f"from-{run_id[:4]}", "--epochs", "1", run_id=run_id) == 0
+            told = " ".join(capsys.readouterr().out.split())
+            assert ("trained on the validation images" in told) == said
+
     @pytest.mark.parametrize("kept", [0, 1], ids=["before its first epoch was kept", "after it"])
     def test_interrupted_and_resumed_gives_the_same_bits(
         self, kept: int, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -176,7 +198,7 @@ MISTAKES: dict[str, Case] = {
     ),
     "a pickle": (
         lambda s: [s.made_up({"akd.kind": "trial"}, s.files() | {"student/student.safetensors": b"\x80\x04N."})],
-        ["safetensors"],
+        ["student", "deserializing header"],
     ),
     "code": (
         lambda s: [s.made_up({"akd.kind": "trial"}, s.files(model="os:abort"))],
@@ -265,6 +287,6 @@ class TestMistakes:
         """The name in the experiment is then no more than what the user typed."""
         run_id = store.made_up({"akd.kind": "trial"}, store.files() | {"experiment.yaml": "student: my:net"})
         found = logged_run.find(run_id, store.uri, store.output, "--from-run")
-        assert found.experiment(tmp_path, said=["my:net"]).read_text() == "student: my:net"
+        assert found.experiment(tmp_path, said=["my:net"]).read_text() == "student: my:net\n"
         with pytest.raises(ExperimentError, match="my:net, code of this machine"):
             found.experiment(tmp_path, said=["my:other"])
