@@ -68,7 +68,9 @@ def _by_seed(test: Mapping[str, Any]) -> dict[int, float]:
 
 def _figures(values: dict[int, float]) -> dict[str, Any]:
     low, high = mean_interval(list(values.values()))
-    return {**asdict(scores(values)), "low": low, "high": high}
+    # No accuracy lies outside 0..1: cut off there, the interval holds what it held.
+    ends = {"low": None if low is None else max(0.0, low), "high": None if high is None else min(1.0, high)}
+    return {**asdict(scores(values)), **ends}
 
 
 def _method(label: str, folder: Path, result: StudyResult) -> dict[str, Any]:
@@ -194,11 +196,15 @@ def rows(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _words(table: Mapping[str, Any]) -> list[str]:
     seeds = len(table["methods"][0]["test"]["accuracy"]) if table["methods"] else 0
     failed = [f"{label} failed and is not in the table: {why}." for label, why in table["failed"].items()]
+    alone = [m["label"] for m in table["methods"] if m["confirmed"] is None]
+    one = f"of {', '.join(alone)} that of the trial, which was chosen for it: no other ran to its end, or none was to"
+    confirmed = f"Validation accuracy is over the confirmation runs{f'; {one}' if alone else ''}."
     held = "Intervals of differences are paired by seed, and those of a column hold together with 95 %."
     return [
         verdict(table),
         *failed,
         budget_words(table),
+        confirmed,
         f"Test accuracy is over {many(seeds, 'final run')} of each winner, from the same seeds. {held} They tell of "
         "seeds, not of other test images, and not of what another search would have found.",
     ]
