@@ -279,7 +279,7 @@ def _networks(
     source: TeacherSource | None,
     loader: DeviceLoader,
     world: World,
-    initial: Path | None,
+    initial: Path | None = None,
 ) -> tuple[TrainState, Method]:
     """Student and method as they start, on the device."""
     train = experiment.train

@@ -53,7 +53,9 @@ def main() -> None:
     source = LiveTeacher(seeded_model(args.teacher, CLASSES, 1).to(device))
     runs = {}
     for name, augment in forms().items():
-        e = resolve({"method": {"host": "kd", "augment": augment}, "student": args.student, "train": {"lr": 0.01}})
+        e = resolve(
+            {"method": {"host": "kd", "augment": augment}, "student": args.student, "train": {"lr": 0.01, "ema": 0}}
+        )
         net = seeded_model(args.student, CLASSES, 0).to(device)
         shapes = shapes_of(net, torch.zeros(1, 3, 32, 32, device=device), source, CLASSES)
         method = create_method(e.method, shapes).to(device)

@@ -88,7 +88,7 @@ class Given(GivenTeacher):
 
 def parts(method: Any, student: str, source: Any, data: TrainData, device: torch.device) -> tuple[Any, ...]:
     """State, loader and stepper of one row; every epoch has the first one's images."""
-    e = resolve({"method": method, "student": student, "train": {"lr": 0.01}})
+    e = resolve({"method": method, "student": student, "train": {"lr": 0.01, "ema": 0}})
     loader = DeviceLoader(
         data, batch_size=BATCH, seed=0, plan_seed=0, device=device, dtype=torch.float32, world=ALONE, repeat=1
     )

@@ -68,7 +68,7 @@ class Digits:
 
     def experiment(self, trials: int, seed: int, **search: Any) -> Experiment:
         """A search; ``seed`` is that of sampler and trials."""
-        made = resolve(self.tree | {"search": {"trials": trials, "seed": seed, **search}})
+        made = resolve(self.tree | {"search": {"trials": trials, "seed": seed, "confirm": 0, **search}})
         return made.with_values(self.given | {"train.seed": seed, "train.plan_seed": seed})
 
     def cost(self, values: Mapping[str, Any]) -> float:

@@ -136,7 +136,7 @@ def methods(heads: tuple[str, ...]) -> dict[str, Any]:
 
 def build(method: Any, student: str, source: GivenTeacher, data: TrainData, device: torch.device) -> tuple[Any, ...]:
     """State, loader and teacher of one row."""
-    experiment: Experiment = resolve({"method": method, "student": student, "train": {"lr": 0.01}})
+    experiment: Experiment = resolve({"method": method, "student": student, "train": {"lr": 0.01, "ema": 0}})
     image = torch.zeros(1, 3, 32, 32, device=device)
     net = to_train(seeded_model(student, CLASSES, 0).to(device))
     shapes = shapes_of(net, image, source, CLASSES, IMAGES)

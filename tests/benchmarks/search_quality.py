@@ -79,7 +79,7 @@ class Simulation:
         self.epochs = epochs
 
     def experiment(self, trials: int, seed: int, **search: Any) -> Experiment:
-        made = simulated.experiment(trials, self.epochs, seed=seed, **search)
+        made = simulated.experiment(trials, self.epochs, seed=seed, confirm=0, **search)
         return made.with_values({"train.seed": seed})
 
     def accuracy(self, values: Mapping[str, Any], seed: int, epoch: int) -> float | None:

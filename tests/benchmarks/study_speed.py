@@ -60,7 +60,7 @@ class Study:
         self.student = pair[1]
         data: dict[str, Any] = {"name": "cifar100", "dir": str(folder)} if folder else {"name": "baseline:stand_in"}
         weights = scratch / "teacher.pth"
-        train = {"epochs": args.epochs, "batch_size": BATCH, "nesterov": True, "threads": args.threads}
+        train = {"epochs": args.epochs, "batch_size": BATCH, "nesterov": True, "ema": 0, "threads": args.threads}
         self.experiment: Experiment = resolve(
             {
                 "data": {**data, "subset": round(args.images / 0.9), "validation": 0.1},

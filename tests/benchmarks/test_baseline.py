@@ -34,7 +34,7 @@ def test_both_sides_take_the_same_step() -> None:
     loop = Loop(seeded_model("resnet8", 100, 0), teacher, rows, None)
     loop.loader.dataset.dataset = torchvision_dataset(None, augment=False)
     loss, accuracy = loop.epoch()
-    train = {"epochs": 1, "nesterov": True, "lr": 0.05, "schedule": "constant", "precision": "float32"}
+    train = {"epochs": 1, "nesterov": True, "lr": 0.05, "schedule": "constant", "precision": "float32", "ema": 0}
     experiment = resolve({"method": "kd", "student": "resnet8", "train": train})
     result = fit(experiment, TrainData(dataset, rows, rows[:0], Augment()), LiveTeacher(teacher))
     assert result.history[0]["train/loss"] == pytest.approx(loss, rel=1e-5)

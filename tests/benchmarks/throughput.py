@@ -35,7 +35,7 @@ def akd_seconds(
     data: TrainData, student: str, source: LiveTeacher | None, device: torch.device, threads: int, seed: int
 ) -> float:
     """Seconds of an epoch of akd's loop; the first round's student is trained anew in every round."""
-    train = {"epochs": 1, "batch_size": BATCH, "lr": 0.05, "nesterov": True, "threads": threads}
+    train = {"epochs": 1, "batch_size": BATCH, "lr": 0.05, "nesterov": True, "ema": 0, "threads": threads}
     settings = {**train, "seed": seed, "plan_seed": seed}
     method = "kd" if source is not None else "none"
     experiment = resolve({"method": method, "student": student, "train": settings})

@@ -133,8 +133,9 @@ class TestEverySamplerWithEveryScheduler:
                 assert (values, rung, len(entries)) == ([wanted[-1]], 3, EPOCHS)
             elif state == "PRUNED":
                 assert (values, reason) == (wanted[-1:], None)  # Optuna's: the last of the intermediate values
-                assert len(entries) == rung
                 assert rung in (1, 3)
+                assert len(entries) >= rung  # ASHA judges once more when others have come there
+                assert scheduler == "asha" or len(entries) == rung
             else:
                 assert "diverged" in reason
         states = {t[1] for t in trials}
