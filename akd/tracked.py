@@ -104,11 +104,11 @@ def params_of(config: Mapping[str, Any], run: Run, searched: Sequence[str] = ())
 
     Args:
         searched: all keys of the study's space. A run's values of them have a short name of their own, too, which comes
-            first in MLflow's lists, where a long one is cut off.
+            first in MLflow's lists, and are rounded there: a column cuts off what is long.
     """
     names = first_names(searched or list(run.parameters))
     params = {
-        **{names[k]: v for k, v in run.parameters.items() if k in names},
+        **{names[k]: f"{v:.4g}" if isinstance(v, float) else v for k, v in run.parameters.items() if k in names},
         "data": config["data"]["name"],
         "teacher": config["teacher"]["name"],
         "student": config["student"]["name"],

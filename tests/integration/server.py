@@ -16,21 +16,26 @@ import program
 class Server:
     """Before it is started nobody answers at ``uri``.
 
+    Args:
+        store: address of its database; default the sqlite file of akd's own store.
+
     Attributes:
         due: when somebody means to start it again, if so.
     """
 
-    def __init__(self, folder: Path, port: int):
+    def __init__(self, folder: Path, port: int, store: str | None = None):
         self.folder, self.port, self.uri = folder, port, f"http://127.0.0.1:{port}"
         (folder / "runs").mkdir(exist_ok=True)
+        self.store = store or f"sqlite:///{folder}/runs/mlflow.db"
         self.process: subprocess.Popen[bytes] | None = None
         self.due: float | None = None
 
     def start(self, wait: bool = False) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/runs/mlflow.db", "--workers", "1"]
+        command += ["--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "runs" / "artifacts")]
-        env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        # Not as a flag: a password in it would show in the list of processes.
+        env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": self.store}
         with open(self.folder / "server.txt", "ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True, env=env
