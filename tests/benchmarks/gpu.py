@@ -201,7 +201,13 @@ def _parts(network: str, method: str, args: argparse.Namespace, **train: Any) ->
     device, dataset = torch.device(args.device), akd_dataset(data_of(args.work))
     rows = torch.arange(args.steps * BATCH)
     data = TrainData(dataset, rows, rows[:0], dataset.augment)
-    e = resolve({"method": method, "student": network, "train": {"lr": 0.01, "nesterov": True, "ema": 0, **train}})
+    e = resolve(
+        {
+            "method": method,
+            "student": network,
+            "train": {"lr": 0.01, "nesterov": True, "ema": 0, "schedule": "cosine", **train},
+        }
+    )
     source = None
     if e.method.needs:
         net = seeded_model(NETWORKS["teacher"], CLASSES, 1).to(device)

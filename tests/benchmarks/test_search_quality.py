@@ -14,7 +14,7 @@ from digits_objective import Digits
 from search_quality import Named, Simulation, drawn_arm, median_interval, random_arm, reach, searched
 
 from akd import folder as run_folder
-from akd.folder import COMPLETE, PRUNED, Run
+from akd.folder import COMPLETE, FAILED, PRUNED, Run
 from akd.searcher import ranking
 
 EPOCHS = 9
