@@ -37,7 +37,7 @@ PARSED: list[Space] = []
 
 
 def experiment(epochs: int = 9, trials: int = 30, **search: Any) -> Experiment:
-    e = simulated.experiment(trials, epochs, **{"sampler": "random", **search})
+    e = simulated.experiment(trials, epochs, **{"sampler": "random", "confirm": 0, **search})
     return e.__class__(**{**e.__dict__, "space": SPACE})
 
 
@@ -391,7 +391,7 @@ class TestWords:
         few = allows(self.search(trials=40, device_hours=2.0), 3600.0, 360.0, 36.0)
         assert few is not None
         assert few.startswith("the budget of 2 device-hours allows about 10 of 40 trials: ")
-        assert few.endswith("final runs take about 1 device-hours, a trial 0.1 device-hours on average")
+        assert few.endswith("all but the trials takes about 1 device-hours, a trial 0.1 device-hours on average")
         enough = allows(self.search(trials=4, device_hours=2.0), 3600.0, 360.0, 36.0)
         assert enough is not None
         assert "is enough for all 4 trials: 1.4 device-hours" in enough
@@ -399,3 +399,18 @@ class TestWords:
         assert small is not None
         assert "would be passed" in small
         assert "one trial would be tried all the same" in small
+
+
+def test_confirmation_is_set_aside_until_it_begins(tmp_path: Path) -> None:
+    aside = {}
+    for confirm in (0, 3):
+        more = {"confirm_seeds": 2} if confirm else {}
+        account = Budget(experiment(confirm=confirm, device_hours=100, **more), tmp_path)
+        account.started(tmp_path / "trials" / "00000", "trial")
+        account.epoch(tmp_path / "trials" / "00000", 1, EPOCH)
+        aside[confirm] = account.set_aside
+    assert aside[3] - aside[0] == pytest.approx(3 * 2 * 9 * EPOCH)
+    bound = account.bound
+    account.started(tmp_path / "confirm" / "00000-seed101", "confirm")
+    assert account.set_aside == pytest.approx(aside[3] - 9 * EPOCH)
+    assert account.bound == pytest.approx(bound + 9 * EPOCH)

@@ -101,7 +101,7 @@ class TestSearchMistakes:
             (["--cpus-per-trial", "0"], ["--cpus-per-trial", "> 0"]),
             (["--champion-seeds", "0"], ["--champion-seeds", ">= 1"]),
             (["--sampler", "tpee"], ["--sampler", "random, tpe", "did you mean 'tpe'"]),
-            (["--scheduler", "hyperband"], ["--scheduler", "asha, none"]),
+            (["--scheduler", "hyperband"], ["--scheduler", "asha, median, none"]),
             (["--log-checkpoints", "bset"], ["--log-checkpoints", "did you mean 'best'"]),
             (["--time-budget", "soon"], ["--time-budget", "'soon'", "a time like 90"]),
             (["--time-budget", "0"], ["--time-budget", "> 0"]),

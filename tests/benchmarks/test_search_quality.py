@@ -31,7 +31,7 @@ def test_a_search_as_it_would_be(scheduler: str, tmp_path: Path) -> None:
     assert named[-1].ended == 14
     assert named[-1].values == ranking(tmp_path)[0][0].parameters  # what akd itself would name
     costs = [
-        simulated.cost(run.parameters, 2 if simulated.diverges(run.parameters) else len(run_folder.history(path)))
+        simulated.cost(run.parameters, 2 if run.state == FAILED else len(run_folder.history(path)))
         for run, path in zip(runs, sorted((tmp_path / "trials").iterdir()), strict=True)
     ]
     assert named[-1].spent == pytest.approx(sum(costs))
