@@ -214,7 +214,7 @@ def _making(origin: Origin) -> list[str]:
         f"* optimisation: {many(done, 'epoch')}{stopped}{passes}, batches of {train.batch_size}, SGD with lr "
         f"{train.lr:.4g} ({train.schedule}), momentum {train.momentum:g}{', Nesterov' if train.nesterov else ''}, "
         f"weight decay {train.weight_decay:g}"
-        + (f", averaged weights (decay {train.ema:g})" if train.ema else "")
+        + (f", averaged weights (decay {train.ema})" if train.ema else "")
         + (f", label smoothing {train.label_smoothing:g}" if train.label_smoothing else "")
     )
     lines.append(f"* seeds: {train.seed} (initialisation, order), {train.plan_seed} (augmentation)")

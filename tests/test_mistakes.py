@@ -902,7 +902,7 @@ SINGLE = {
         "teacher",
         "s.yaml",
         "--student=resnet8",
-        says=["akd teacher has no such flag, akd search, akd train and akd teacher cache have"],
+        says=["akd teacher has no such flag, akd search, akd compare, akd train and akd teacher cache have"],
     ),
     "epochs of a teacher": other(
         "teacher", "s.yaml", "--epochs=3", says=["--epochs: akd teacher has no such", "are --teacher.train.epochs"]

@@ -7,6 +7,7 @@ import math
 import random
 import re
 import socket
+import threading
 import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -438,7 +439,7 @@ class TestEndOfASearch:
         """A search at its end, and what it says."""
         said: list[str] = []
         one = object.__new__(searches._Study)
-        one.folder = folder
+        one.folder, one._page = folder, threading.Lock()
         one.display = cast(Display, SimpleNamespace(say=lambda line, style: said.append(line)))
         return one, said
 
