@@ -25,6 +25,10 @@ from akd.space import Space, parse
 from akd.teacher.keep import build as build_teacher
 
 
+#: What is written into a study's folder before the run itself is: without one it never began.
+_FIRST = {"experiment.yaml", "data.json", "costs.json", "warm_start.json"}
+
+
 @dataclass(frozen=True)
 class Prepared:
     """An experiment that has passed every check that needs no training.
@@ -178,7 +182,7 @@ def _new_folder(output: Path, name: str) -> Path:
     folder = output / name
     # A process killed in its first moment leaves a folder without a run: nothing to go on with, nothing to lose.
     first = ("experiment.yaml", "warm_start.json")
-    left = folder.is_dir() and all(p.name in first or p.name.startswith(".") for p in folder.iterdir())
+    left = folder.is_dir() and all(p.name in _FIRST or p.name.startswith(".") for p in folder.iterdir())
     if folder.exists() and not left:
         run = None
         with contextlib.suppress(ValueError, TypeError):  # damaged: the command says so

