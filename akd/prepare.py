@@ -24,7 +24,6 @@ from akd.names import check_name
 from akd.space import Space, parse
 from akd.teacher.keep import build as build_teacher
 
-
 #: What is written into a study's folder before the run itself is: without one it never began.
 _FIRST = {"experiment.yaml", "data.json", "costs.json", "warm_start.json"}
 
@@ -181,7 +180,6 @@ def _folder_to_go_on(output: Path, name: str) -> Path:
 def _new_folder(output: Path, name: str) -> Path:
     folder = output / name
     # A process killed in its first moment leaves a folder without a run: nothing to go on with, nothing to lose.
-    first = ("experiment.yaml", "warm_start.json")
     left = folder.is_dir() and all(p.name in _FIRST or p.name.startswith(".") for p in folder.iterdir())
     if folder.exists() and not left:
         run = None
