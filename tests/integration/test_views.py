@@ -20,7 +20,7 @@ method:
   host: {name: kd, weight: 2.0}
   views: {name: angular_kd, count: 2, head_warmup_epochs: 2, as_released: true}
 train: {epochs: 2, lr: 0.1}
-search: {trials: 2, champion_seeds: 1, scheduler: none, final_workers: 1}
+search: {trials: 2, champion_seeds: 1, scheduler: none, final_workers: 1, confirm: 0}
 space:
   method.views.margin: {type: float, low: 0.1, high: 0.5}
 """
@@ -69,7 +69,7 @@ def test_mlflow_has_both_stages_on_one_axis(study: Path) -> None:
         run = client.get_run(next(iter(program.read(folder / "mlflow.json").values()))["run_id"])
         assert run.data.tags["akd.method"] == "angular_kd over kd"
         assert run.data.params["method.views.count"] == "2"
-        assert len(run.data.metrics) < 30
+        assert len(run.data.metrics) < 33  # epochs and trial, to sort by, among them
         heads, epochs = run_folder.head_history(folder), run_folder.history(folder)
         curve = client.get_metric_history(run.info.run_id, "views/angle_to_teacher")
         wanted = [e["views/angle_to_teacher"] for e in heads + epochs]
