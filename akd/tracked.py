@@ -25,6 +25,9 @@ STATUS = {RUNNING: "RUNNING", COMPLETE: "FINISHED", "PRUNED": "FINISHED", FAILED
 _SHARED = ("commit", "commit_of", "uncommitted_changes", "command")
 #: What a run's own facts hold that MLflow has elsewhere, or that is of this machine alone.
 HIDDEN = ("tracking", "storage", "seconds", "threads", "workers")
+#: What an epoch's entry holds for the accounts of the study alone. MLflow's pages draw a chart for each metric, and are
+#: slow from thirty on.
+_ACCOUNTS = ("epoch", "at", "time/teacher_asked", "time/teacher_images", "time/images_per_s", "time/devices")
 
 
 def mark_of(study: Path, folder: Path, run: Run) -> str:
@@ -66,8 +69,13 @@ def own_tags(run: Run) -> dict[str, str]:
 
 def numbers_of(run: Run, epochs: int) -> dict[str, float]:
     """Figures of a run to sort and filter by: as tags and parameters are texts, 10 would come before 9."""
-    found = {"trial": run.number, "epochs": epochs or None, "rung": run.rung if run.kind == "trial" else None}
+    found = {"trial": run.number, "epochs": epochs or None}
     return {key: float(value) for key, value in found.items() if value is not None}
+
+
+def metrics_of(entry: Mapping[str, float]) -> dict[str, float]:
+    """What MLflow gets of an epoch's entry."""
+    return {key: float(value) for key, value in entry.items() if key not in _ACCOUNTS}
 
 
 def method_of(config: Mapping[str, Any]) -> str:

@@ -216,10 +216,9 @@ class Tracker(Background):
         new = [e for e in run_folder.history(folder) if int(e["epoch"]) > notes.epochs]
         metrics = [
             # The time is the epoch's own, so that a write repeated after a kill is the same row.
-            Metric(key, float(value), int(entry["at"] * 1000), int(entry["epoch"]))
+            Metric(key, value, int(entry["at"] * 1000), int(entry["epoch"]))
             for entry in new
-            for key, value in entry.items()
-            if key not in ("epoch", "at")
+            for key, value in tracked.metrics_of(entry).items()
         ]
         if new:
             epoch, at = int(new[-1]["epoch"]), int(new[-1]["at"] * 1000)
@@ -303,7 +302,6 @@ class Tracker(Background):
         tags |= {"akd.rung": str(run.rung)} if run.rung is not None else {}
         at = int((run.ended or 0) * 1000)
         metrics = [Metric(key, float(value), at, 0) for key, value in run.results.items()]
-        metrics += [m for m in _numbers(run, 0, at) if m.key == "rung"]
         client.log_batch(run_id, metrics=metrics, tags=[RunTag(k, str(v)[:8000]) for k, v in tags.items()])
         client.set_terminated(run_id, STATUS[run.state], ended)
         notes.ended = run.state

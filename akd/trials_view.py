@@ -14,7 +14,7 @@ from collections.abc import Sequence
 #: What stands before a view's key in a tag.
 TAG = "mlflow.sharedViewState."
 #: Columns before those of the searched parameters.
-_COLUMNS = ("tags.`akd.status`", "metrics.`trial`", "metrics.`val/accuracy`", "metrics.`epochs`", "metrics.`rung`")
+_COLUMNS = ("tags.`akd.status`", "metrics.`trial`", "metrics.`val/accuracy`", "metrics.`epochs`")
 
 
 def key_of(study: str) -> str:

@@ -81,7 +81,9 @@ def test_filters_that_the_readme_names(study: Path, client: MlflowClient) -> Non
         lambda state, accuracy, epochs: epochs < 9
     )
     assert set(runs(client, f"metrics.trial >= 9 and {mine}")) == {9, 10, 11}
-    assert set(runs(client, f"metrics.rung >= 9 and {mine}")) == wanted(lambda state, *_: state == COMPLETE)
+    assert set(runs(client, f"metrics.epochs >= 9 and tags.akd.kind = 'trial' and {mine}")) == wanted(
+        lambda state, *_: state == COMPLETE
+    )
     assert len(runs(client, f"tags.akd.kind = 'final' and metrics.`test/accuracy` > 0.5 and {mine}")) == 9
     hash_ = (data_of(study) or {})["hash"]
     assert len(runs(client, f"dataset.digest = '{hash_}-train' and {mine}")) == 1 + 2 + TRIALS

@@ -94,6 +94,8 @@ def test_two_trials_at_a_time_are_each_as_if_undisturbed(tmp_path: Path, capsys:
         assert a.keys() == b.keys()
         assert all(torch.equal(a[k], b[k]) for k in a), run.name
         compared += 1
-    assert compared == 2 + 24 + 6
+    confirmed = len(list(study.glob("confirm/*/run.json")))
+    assert confirmed > 0
+    assert compared == 2 + 24 + confirmed + 6
     with capsys.disabled():
         print(f"{compared} runs trained again in one piece: the same bits", flush=True)

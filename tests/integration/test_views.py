@@ -69,7 +69,7 @@ def test_mlflow_has_both_stages_on_one_axis(study: Path) -> None:
         run = client.get_run(next(iter(program.read(folder / "mlflow.json").values()))["run_id"])
         assert run.data.tags["akd.method"] == "angular_kd over kd"
         assert run.data.params["method.views.count"] == "2"
-        assert len(run.data.metrics) <= 34  # costs, epochs and trial, to sort by, among them
+        assert len(run.data.metrics) < 30
         heads, epochs = run_folder.head_history(folder), run_folder.history(folder)
         curve = client.get_metric_history(run.info.run_id, "views/angle_to_teacher")
         wanted = [e["views/angle_to_teacher"] for e in heads + epochs]
