@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "AKD_DATA_DIR"):
     os.environ.pop(name, None)
+
+# Ray's workers give way to all other processes; beside a second pytest they would hardly run.
+os.environ["RAY_worker_niceness"] = "0"
+
+# What a background job of a shell ignores, it and all it starts would ignore for good.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import torch  # noqa: E402 - after the environment is clean
 

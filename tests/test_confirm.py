@@ -485,6 +485,7 @@ class TestTold:
         assert "result.json says" in check().problems[0]
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_search_through_tune_confirms_its_winner(tmp_path: Path) -> None:
     """Real Tune on two workers: no worker is started again, all records agree."""

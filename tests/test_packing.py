@@ -151,7 +151,9 @@ print(json.dumps([resources.gpus, resources.concurrent, most[0], min(gpus)]))
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("gpus", "wanted"), [("0.5", [0.5, 2, 2, 0.0]), ('"auto"', [1.0, 1, 1, 0.0])])
+@pytest.mark.parametrize(
+    ("gpus", "wanted"), [pytest.param("0.5", [0.5, 2, 2, 0.0], marks=pytest.mark.long), ('"auto"', [1.0, 1, 1, 0.0])]
+)
 def test_trials_share_a_gpu_of_ray(gpus: str, wanted: list[float], tmp_path: Path) -> None:
     """A Ray that counts one GPU; training is on the CPU, where a rehearsal measures nothing."""
     done = subprocess.run(

@@ -71,6 +71,7 @@ def test_what_cannot_be_kept_is_said(
     assert not (tmp_path / "runs" / "cache").exists()
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_search_reads_what_two_workers_kept(tmp_path: Path) -> None:
     """The command fills on two workers what one trial after the other then reads; alone the search finds the same."""
