@@ -12,7 +12,7 @@ for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "AKD_DATA_DIR"):
     os.environ.pop(name, None)
 
 # Ray's workers give way to all other processes; beside a second pytest they would hardly run.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
 
 # What a background job of a shell ignores, it and all it starts would ignore for good.
 signal.signal(signal.SIGINT, signal.default_int_handler)
