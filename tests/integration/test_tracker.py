@@ -67,6 +67,7 @@ def commands(session: int, besides: int) -> str:
     return "\n".join(found)
 
 
+@pytest.mark.long
 def test_one_that_comes_late_behind_a_password(
     server: Server, door: guarded.Door, sessions: Path, tmp_path: Path
 ) -> None:
