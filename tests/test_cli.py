@@ -50,7 +50,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Fails:
     """Run a command that is a mistake and give its one line."""
     # A mistake that passes must fail its test, not start a search.
-    monkeypatch.setattr("akd.study._Study.run", lambda self: None)
+    monkeypatch.setattr("akd.running.RunningStudy.run", lambda self: None)
 
     def call(*arguments: str) -> str:
         before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
@@ -407,14 +407,14 @@ class TestGoingOn:
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         with monkeypatch.context() as patched:
-            patched.setattr("akd.study._Study.run", lambda self: None)
+            patched.setattr("akd.running.RunningStudy.run", lambda self: None)
             akd.search("s.yaml", name="one")
         run = Run.read(tmp_path / "runs/one")
         assert run is not None
         run.end(tmp_path / "runs/one", COMPLETE)
-        monkeypatch.setattr("akd.study.Tracker", _NoTracker)
-        monkeypatch.setattr("akd.study.StudyResult.read", lambda folder: "the result")
-        monkeypatch.setattr("akd.study._Study._conclude", lambda self, result: self.display.say(result))
+        monkeypatch.setattr("akd.running.Tracker", _NoTracker)
+        monkeypatch.setattr("akd.running.StudyResult.read", lambda folder: "the result")
+        monkeypatch.setattr("akd.running.RunningStudy._conclude", lambda self, result: self.display.say(result))
         assert cli.main(["search", "--resume", "one"]) == 0
         assert capsys.readouterr().out.endswith("\nit was finished already: nothing is trained again\nthe result\n")
 

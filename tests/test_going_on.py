@@ -17,8 +17,7 @@ from ray.tune.search import Searcher
 from test_searcher import Killed
 
 import akd.tuning
-from akd import costs
-from akd import study as study_module
+from akd import costs, running
 from akd.folder import COMPLETE, PRUNED, Run
 from akd.job import Job, run_here, run_job
 from akd.logged import default_uri
@@ -91,7 +90,7 @@ def run(
 @pytest.fixture
 def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(study_module, "Session", Here)
+    monkeypatch.setattr(running, "Session", Here)
     monkeypatch.setattr(akd.tuning, "run", run)
     return tmp_path / "runs"
 

@@ -1021,7 +1021,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(here))
     monkeypatch.setenv("AKD_DATA_DIR", str(here / "no-data"))
     monkeypatch.setenv("AKD_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr("akd.study._Study.run", lambda self: None)
+    monkeypatch.setattr("akd.running.RunningStudy.run", lambda self: None)
     monkeypatch.setattr("akd.single._train", lambda *a: None)
     monkeypatch.setattr("akd.single._session", lambda *a: contextlib.nullcontext())
     monkeypatch.setattr("akd.single.provide", lambda *a: None)

@@ -13,7 +13,7 @@ import made_study
 import pytest
 from mlflow import MlflowClient
 
-from akd import study as studies
+from akd import running
 from akd.folder import RUNNING, Run
 from akd.logged import default_uri
 from akd.report import formats
@@ -59,12 +59,12 @@ def one(tmp_path: Path) -> Any:
     one = SimpleNamespace(
         folder=made_study.make(tmp_path / "s", ended=False), tracker=Told(), _page=threading.Lock(), _page_due=0.0
     )
-    one._meanwhile = lambda: studies._Study._meanwhile(one)  # type: ignore[arg-type]
+    one._meanwhile = lambda: running.RunningStudy._meanwhile(one)  # type: ignore[arg-type]
     return one
 
 
 def test_it_is_made_seldom_and_by_another_thread(one: Any) -> None:
-    ask = studies._Study._report_meanwhile
+    ask = running.RunningStudy._report_meanwhile
     for _ in range(5):
         ask(one)
     assert len(one.tracker.jobs) == 1, "asked for again before it was made"
@@ -74,7 +74,7 @@ def test_it_is_made_seldom_and_by_another_thread(one: Any) -> None:
     assert one.tracker.news == [one.folder]
     ask(one)
     assert len(one.tracker.jobs) == 1
-    assert time.monotonic() + studies.PAGE_S - 5 < one._page_due < math.inf
+    assert time.monotonic() + running.PAGE_S - 5 < one._page_due < math.inf
 
 
 def test_a_page_that_cannot_be_made_is_tried_again_later(one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +82,6 @@ def test_a_page_that_cannot_be_made_is_tried_again_later(one: Any, monkeypatch: 
         raise ValueError("a chart")
 
     monkeypatch.setattr(formats, "write", broken)
-    studies._Study._report_meanwhile(one)
+    running.RunningStudy._report_meanwhile(one)
     one.tracker.jobs[0]()
     assert one._page_due < math.inf

@@ -22,8 +22,7 @@ import pytest
 import ray
 from scipy import stats
 
-from akd import cli
-from akd import study as searches
+from akd import cli, running
 from akd.folder import COMPLETE, FAILED, PRUNED, RUNNING, Run
 from akd.report import facts, figures, formats, fronts, page
 from akd.report.facts import Correlation, gather
@@ -435,10 +434,10 @@ class TestFormats:
 
 
 class TestEndOfASearch:
-    def ended(self, folder: Path) -> tuple[searches._Study, list[str]]:
+    def ended(self, folder: Path) -> tuple[running.RunningStudy, list[str]]:
         """A search at its end, and what it says."""
         said: list[str] = []
-        one = object.__new__(searches._Study)
+        one = object.__new__(running.RunningStudy)
         one.folder, one._page = folder, threading.Lock()
         one.display = cast(Display, SimpleNamespace(say=lambda line, style: said.append(line)))
         return one, said

@@ -46,7 +46,7 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.schedulers import FIFOScheduler
 
 import akd
-from akd import checkpoint, study
+from akd import checkpoint, running, study
 from akd import folder as run_folder
 from akd.logged import address_of
 from akd.report import formats, verify
@@ -212,7 +212,7 @@ def search(args: argparse.Namespace, output: Path) -> None:
         stack.callback(meter.close)
         table = Table(meter, folder / "optuna.log")
         meter.searcher(after_end=table.ended)
-        meter.watch(study._Study, "_epoch", "study")
+        meter.watch(running.RunningStudy, "_epoch", "study")
         for scheduler in (StudyASHA, FIFOScheduler):
             meter.watch(scheduler, "on_trial_result", "rule")
         meter.watch(TuneController, "checkpoint", "snapshot")

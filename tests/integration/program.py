@@ -22,7 +22,7 @@ teacher: {name: wrn_16_1, train: {epochs: 2, lr: 0.1}}
 student: resnet8
 method: {host: {name: kd, temperature: 4.0}}
 train: {epochs: 3, batch_size: 64, lr: 0.1, ema: 0.9}
-search: {trials: 3, champion_seeds: 2, final_workers: 1}
+search: {trials: 3, champion_seeds: 2, final_workers: 1, confirm: 0}
 space:
   method.host.weight: {type: float, low: 0.5, high: 8.0, log: true}
   train.lr:           {type: float, low: 0.05, high: 0.2, log: true}

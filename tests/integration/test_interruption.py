@@ -193,7 +193,6 @@ def test_diverging_trials_are_failed_with_their_reason_and_the_search_goes_on(tm
     space = program.SMALL.replace("high: 0.2", "high: 1.0e+9").replace("trials: 3", "trials: 6")
     (tmp_path / "wild.yaml").write_text(space, encoding="utf-8")
     arguments = ["search", "wild.yaml", "--name", "w", "--sampler", "random", "--champion-seeds", "1", "--seed", "1"]
-    arguments += ["--confirm", "0"]
     code, output = program.run(arguments, tmp_path)
     assert code == 0, output
     runs = [run_folder.Run.read(p.parent) for p in sorted((tmp_path / "runs/w/trials").glob("*/run.json"))]

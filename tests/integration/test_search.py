@@ -33,7 +33,9 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("search")
-    code, output = program.run(["search", "small.yaml", "--name", "first", "--log-checkpoints", "all"], folder)
+    code, output = program.run(
+        ["search", "small.yaml", "--name", "first", "--log-checkpoints", "all", "--confirm", "3"], folder
+    )
     assert code == 0, output
     return folder / "runs" / "first"
 

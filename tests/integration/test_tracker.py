@@ -18,7 +18,7 @@ from akd import folder as run_folder
 
 pytestmark = pytest.mark.ray
 
-SEARCH = ["search", "small.yaml", "--name", "s", "--champion-seeds", "1", "--concurrent", "1", "--confirm", "0"]
+SEARCH = ["search", "small.yaml", "--name", "s", "--champion-seeds", "1", "--concurrent", "1"]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from akd import folder as run_folder
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 SEARCH = ["search", "small.yaml", "--name", "s", "--workers-per-trial", "2", "--concurrent", "1"]
-SEARCH += ["--final-workers", "2", "--champion-seeds", "2", "--seed", "3", "--confirm", "0"]
+SEARCH += ["--final-workers", "2", "--champion-seeds", "2", "--seed", "3"]
 # The first trial gets through its rung, a later one does not: at eta 2 the worse half of those before it stops.
 SHORT = [*SEARCH, "--trials", "2", "--epochs", "4", "--search.grace", "1", "--search.eta", "2"]
 
