@@ -88,6 +88,7 @@ class StudyASHA(_StudyTrials, ASHAScheduler):
     def __init__(self, epochs: int, grace: int | None, eta: int):
         # max_t is a kill too: one more than the epochs, so that a finished trial leaves by itself.
         first = rungs(epochs, grace, eta)[0]
+        self._keys: dict[Path, str] = {}
         super().__init__(
             time_attr=TIME, metric=METRIC, mode="max", max_t=epochs + 1, grace_period=first, reduction_factor=eta
         )
@@ -103,9 +104,13 @@ class StudyASHA(_StudyTrials, ASHAScheduler):
         super().on_trial_add(tune_controller, trial)
         if trial.config["kind"] != "trial":  # controls and confirmation runs are never stopped
             return
+        folder = Path(trial.config["folder"])
+        if (before := self._keys.get(folder, trial.trial_id)) != trial.trial_id:  # another of Tune's for the same run
+            for _, recorded in self._brackets[0]._rungs:
+                recorded.pop(before, None)
+        self._keys[folder] = trial.trial_id
         # A trial handed out again reports its last epoch once more: that one is decided now, those before were.
-        entries = run_folder.history(Path(trial.config["folder"]))
-        self.remember(trial.trial_id, entries[:-1])
+        self.remember(trial.trial_id, run_folder.history(folder)[:-1])
 
     def decide(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Ray's own rule, and what was let pass once more as it stands by now."""
@@ -130,6 +135,11 @@ class StudyASHA(_StudyTrials, ASHAScheduler):
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         self._trial_info.pop(trial.trial_id, None)
+
+
+def _name(trial: Trial) -> str:
+    """Of the run, whichever of Tune's trials it is now."""
+    return Path(trial.config["folder"]).name
 
 
 @dataclass
@@ -202,13 +212,13 @@ class StudyMedian(_StudyTrials, FIFOScheduler):
         super().on_trial_add(tune_controller, trial)
         if trial.config["kind"] == "trial":
             # A trial handed out again reports its last epoch once more: that one is decided now, those before were.
-            self._follow(trial.trial_id, run_folder.history(Path(trial.config["folder"]))[:-1])
+            self._follow(_name(trial), run_folder.history(Path(trial.config["folder"]))[:-1])
 
     def decide(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Stop at a rung, never between two."""
         if TIME not in result or METRIC not in result:
             return TrialScheduler.CONTINUE
-        key, epoch = trial.trial_id, int(result[TIME])
+        key, epoch = _name(trial), int(result[TIME])
         curve = self._curves.setdefault(key, _Curve())
         curve.add(epoch, float(result[METRIC]))
         rung = self._rungs.get(epoch)
@@ -220,13 +230,13 @@ class StudyMedian(_StudyTrials, FIFOScheduler):
         return action
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        self._curves.pop(trial.trial_id, None)
+        self._curves.pop(_name(trial), None)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        self._curves.pop(trial.trial_id, None)
+        self._curves.pop(_name(trial), None)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        self._curves.pop(trial.trial_id, None)
+        self._curves.pop(_name(trial), None)
 
 
 StudyScheduler = StudyFIFO | StudyASHA | StudyMedian

@@ -11,6 +11,7 @@ import json
 import os
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
-from akd import confirm, front
+from akd import confirm, front, starts
 from akd import folder as run_folder
 from akd.budget import Budget
 from akd.config import Experiment
@@ -131,6 +132,7 @@ class StudySearcher(Searcher):
         began = clock()
         self.budget = budget or Budget(experiment, folder, elapsed=lambda: clock() - began)
         self._waiting: list[Callable[[], _Live]] = []
+        self._deaths: Counter[Path] = Counter()
         self._wanted: tuple[tuple[int, int], ...] | None = None  # confirmation runs; not known since a run has ended
         for name, control in controls.items():
             run = Run.read(folder / "controls" / name)
@@ -162,17 +164,16 @@ class StudySearcher(Searcher):
 
     def _confirming(self, trial_id: str) -> Any:
         """The next run of the race that names the winner, see :mod:`akd.confirm`."""
-        kinds = [live.run.kind for live in self.live.values()]
-        running = kinds.count("trial")
+        running = sum(live.run.kind == "trial" for live in self.live.values())
         if self._wanted is None and running < self.experiment.search.confirm:  # else nobody is sure to take part yet
             self._wanted = confirm.race(self.folder, self.experiment, ranking(self.folder), running).wanted
         busy = {live.folder for live in self.live.values()}
         for number, seed in self._wanted or ():
             if confirm.folder_of(self.folder, number, seed) not in busy:
                 return self._hand_out(trial_id, self._confirm(number, seed))
-        # Tune asks again ten times a second, and with nothing running it would wait for ten minutes.
-        waits = confirm.is_on(self.experiment) and (running or "confirm" in kinds)
-        return None if waits else Searcher.FINISHED
+        # Tune asks again ten times a second, and with nothing running it would wait for ten minutes. What runs may call
+        # for more: confirmation, or another process if its own dies as it begins.
+        return None if self.live else Searcher.FINISHED
 
     def _hand_out(self, trial_id: str, live: _Live) -> dict[str, Any]:
         self.live[trial_id] = live
@@ -188,10 +189,20 @@ class StudySearcher(Searcher):
                 self._report(live, int(result[TIME]), float(result[METRIC]))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Write how a run ended into its folder, then tell Optuna."""
+        """Write how a run ended into its folder, then tell Optuna.
+
+        Args:
+            error: its process is gone, and Tune gives it up: that was to begin the run, and died before or while it
+                did. The run is handed out again.
+        """
         live = self.live.pop(trial_id, None)
         if live is None:
             return
+        if error:
+            self._deaths[live.folder] += 1
+            if self._deaths[live.folder] < starts.MOST:
+                self._waiting.insert(0, partial(self._anew, live))
+                return
         if is_full(failed := (result or {}).get("failed")):
             self._out_of_room(str(failed))
         with self._room():
@@ -258,6 +269,10 @@ class StudySearcher(Searcher):
             run_folder.create(folder, experiment, run)
         self.fetch(folder)
         return _Live(folder, run, None, set())
+
+    def _anew(self, live: _Live) -> _Live:
+        self.fetch(live.folder)
+        return live
 
     def _confirm(self, number: int, seed: int) -> _Live:
         folder = confirm.folder_of(self.folder, number, seed)

@@ -54,6 +54,12 @@ class _Events(Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.on_lost(Path(trial.config["folder"]))
 
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        folder = Path(trial.config["folder"])
+        run = Run.read(folder)
+        if run is not None and run.state == run_folder.RUNNING:  # the searcher hands it out again
+            self.on_lost(folder)
+
 
 @contextmanager
 def _graceful(close: Callable[[], None]) -> Iterator[threading.Event]:

@@ -309,7 +309,7 @@ def test_a_trial_tried_again_in_the_same_session_is_not_decided_twice(tmp_path: 
     assert sessions.report(trial, 1, 0.6) == CONTINUE
     assert sessions.scheduler._rungs[1].means == [0.5, 0.5, 0.5, 0.6]
     assert sessions.report(trial, 2, 0.6) == CONTINUE
-    assert sessions.scheduler._curves[trial.trial_id].epochs == 2
+    assert sessions.scheduler._curves["00003"].epochs == 2
 
 
 def test_a_failed_result_decides_nothing(tmp_path: Path) -> None:

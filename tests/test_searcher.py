@@ -17,7 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from akd import checkpoint
+from akd import checkpoint, starts
 from akd import folder as run_folder
 from akd import searcher as searcher_module
 from akd import space as space_module
@@ -194,7 +194,6 @@ class TestOrder:
         for number, (how, reason) in enumerate(
             [
                 (({"failed": "diverged in epoch 1"}, False), "diverged in epoch 1"),
-                ((None, True), "the worker process died"),
                 (({}, False), "the worker process died"),  # ended without a single epoch
             ]
         ):
@@ -205,7 +204,23 @@ class TestOrder:
             run = Run.read(tmp_path / "trials" / f"{number:05d}")
             assert run is not None
             assert (run.state, run.reason) == (FAILED, reason)
-        assert [t[1] for t in trials_of(tmp_path)] == ["FAIL"] * 3
+        assert [t[1] for t in trials_of(tmp_path)] == ["FAIL"] * 2
+
+    def test_a_run_whose_process_is_gone_before_it_begins_is_handed_out_again(self, tmp_path: Path) -> None:
+        """Tune gives up a trial whose warm process died while nobody used it."""
+        session = Session(tmp_path, experiment(trials=1), controls=False)
+        for _ in range(starts.MOST):
+            started = session.start()
+            assert started is not None
+            assert started[1]["name"] == "trial 0"
+            assert session.searcher.suggest("more") is None, "there may be more to do"
+            assert trials_of(tmp_path)[0][1] == "RUNNING"
+            session.searcher.on_trial_complete(started[0], None, error=True)
+        assert session.searcher.suggest("more") == Searcher.FINISHED
+        run = Run.read(tmp_path / "trials" / "00000")
+        assert run is not None
+        assert (run.state, run.reason) == (FAILED, "the worker process died")
+        assert [t[1] for t in trials_of(tmp_path)] == ["FAIL"]
 
     def test_every_start_and_end_is_announced(self, tmp_path: Path) -> None:
         session = Session(tmp_path, experiment(trials=1), controls=False)

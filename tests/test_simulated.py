@@ -103,9 +103,17 @@ class TestCurve:
 
 
 @pytest.mark.ray
-def test_a_search_through_tune_leaves_all_records_in_agreement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real Tune, Optuna, ASHA, tracker; 30 trials, some stopped and some failed, on two workers."""
+def test_a_search_through_tune_leaves_all_records_in_agreement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real Tune, Optuna, ASHA, tracker; 30 trials, some stopped and some failed, on two workers.
+
+    A worker dies between two trials: the second goes on in another.
+    """
+    import ray
     from ray.tune.execution.experiment_state import _ExperimentCheckpointManager as Snapshots
+    from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.experiment import Trial
 
     experiment = simulated.experiment(30, 9, concurrent=2, seed=1)
     real, taken = Snapshots.sync_up_experiment_state, [0]
@@ -118,8 +126,19 @@ def test_a_search_through_tune_leaves_all_records_in_agreement(tmp_path: Path, m
         taken[0] += self._last_save_time != before
 
     monkeypatch.setattr(Snapshots, "sync_up_experiment_state", every_time)
+    real_reset, lost = TuneController._schedule_trial_reset, []
+
+    def to_a_dead_process(self: TuneController, trial: Trial, *args: Any) -> None:
+        if len(lost) < 1 and trial.config["folder"].endswith("00011"):
+            lost.append(trial.trial_id)
+            ray.kill(self._actor_manager._live_actors_to_ray_actors_resources[self._trial_to_actor[trial]][0])
+        real_reset(self, trial, *args)
+
+    monkeypatch.setattr(TuneController, "_schedule_trial_reset", to_a_dead_process)
     with simulated.instead_of_training():
         result = akd.search(experiment, name="s", output=tmp_path)
+    assert lost
+    assert "trial 11: its process died; it goes on from its beginning" in capsys.readouterr().out
     assert taken == [2]  # of all trials, which nobody reads: at the start and at the end
     study = tmp_path / "s"
     checks = verify.verify(study, f"sqlite:///{tmp_path}/mlflow.db")
@@ -131,6 +150,7 @@ def test_a_search_through_tune_leaves_all_records_in_agreement(tmp_path: Path, m
     for path in study.glob("trials/*/run.json"):
         run, entries = Run.read(path.parent), run_folder.history(path.parent)
         assert run is not None
+        assert run.reason is None or run.reason.startswith("diverged")
         seed = resolve(experiment.to_dict(), strict=False).train.seed
         wanted = [simulated.accuracy(run.parameters, seed, e, 9) for e in range(1, len(entries) + 1)]
         assert [e["val/accuracy"] for e in entries] == wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -189,6 +190,6 @@ def test_a_spot_machine_that_is_told_to_end(tmp_path: Path, three: Nodes, bucket
     output = searched(
         [*SEARCH, "--concurrent", "1", "--final-workers", "1"], tmp_path, three, bucket, [("trials/00000", 2, term)]
     )
-    assert "trial 0: its process died; it goes on after epoch" in output
+    assert re.search(r"trial \d: its process died; it goes on", output), output  # by then it may have another
     agree(tmp_path / "runs" / "s")
     identical(tmp_path / "runs" / "s", alone(tmp_path / "alone", "--concurrent", "1", "--final-workers", "1"))
