@@ -297,10 +297,12 @@ def test_searches_killed_and_resumed_equal_the_undisturbed_one(study: Path, tmp_
 
 
 HEAD = """\
+import sys
 import time
 from ray.cluster_utils import Cluster
 
-print(Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": True}).address, flush=True)
+facts = {"num_cpus": 4, "include_dashboard": True, "dashboard_port": int(sys.argv[1])}
+print(Cluster(initialize_head=True, head_node_args=facts).address, flush=True)
 time.sleep(1000)
 """
 
@@ -311,7 +313,12 @@ def test_two_trials_of_two_workers_at_once_on_a_ray_that_was_there(tmp_path: Pat
     """The processes that steer them take no CPU from the workers: nothing waits for ever."""
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_USAGE_STATS_ENABLED": "0"}
     head = subprocess.Popen(
-        [sys.executable, "-c", HEAD], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", HEAD, str(program.free_port())],
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         assert head.stdout is not None
