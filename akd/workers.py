@@ -6,6 +6,7 @@ the last epoch in it. Ray Train's own checkpoints and reports are not used.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
@@ -114,6 +115,7 @@ def carry(
         RunError: a job failed, with the reason; those after it were not begun.
         AkdError: the workers could not be started or kept dying.
     """
+    _name_the_cluster()
     relay: Any = ray.remote(num_cpus=0, max_concurrency=1000)(Relay).remote()  # type: ignore[call-overload]
     scratch = Path(tempfile.mkdtemp(prefix="akd-train-"))
     trainer = TorchTrainer(
@@ -179,6 +181,18 @@ def carry(
         raise RunError(next(iter(failures.values())))
     if errors or len(done) < len(jobs):
         raise AkdError(f"the workers ended early: {_first_line(errors)}")
+
+
+def _name_the_cluster() -> None:
+    """Have Ray Train's own processes ask this Ray, where others run on the machine.
+
+    The one that gives back what a stopped group held finds no Ray, or asks another's, if it has to look for one: the
+    workers' CPUs and GPUs would stay taken, and every later group would wait for them for ever.
+    """
+    from ray.train.v2._internal import constants
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
 
 
 def _first_line(errors: list[BaseException]) -> str:

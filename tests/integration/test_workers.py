@@ -40,6 +40,9 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[int]]:
     """A search on two workers, one of which is killed in the first control; and the workers of its final runs."""
     folder = tmp_path_factory.mktemp("workers")
     study = folder / "runs" / "s"
+    # What another Ray on this machine looks like to who looks for one.
+    words = ["raylet", "-c", "import time; time.sleep(1500)", "--gcs-address=127.0.0.1:9"]
+    another = subprocess.Popen(words, executable=sys.executable)
     process = program.start(SHORT, folder)
     try:
         line = study / "controls" / "none" / "history.jsonl"
@@ -54,6 +57,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[int]]:
             time.sleep(0.3)
         code = process.wait(60)
     finally:
+        another.kill()
         program.kill_group(process)
     assert code == 0, (folder / "out.txt").read_text(encoding="utf-8")
     return study, finals
