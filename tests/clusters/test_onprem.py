@@ -77,8 +77,11 @@ def test_the_node_is_ready_and_closed_to_others(node: Node, up: str) -> None:
     assert str(home / "akd-src" / "akd" / "__init__.py") in output
 
 
-def test_a_search_is_submitted(node: Node, up: str) -> None:
-    code, output = node.ray("submit", up, TUNE, "--", *search("first", epochs=3, trials=2))
+def test_a_search_is_submitted(node: Node, up: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["submit", up, TUNE, "--", *search("first", epochs=3, trials=2)]
+    code, output = node.ray(*words)
+    with capsys.disabled():
+        print(f"\n$ ray {' '.join(words)}\n{output}", flush=True)
     assert code == 0, output
     assert "winner: angular_kd over kd, resnet8" in output
     result = program.read(node.home / "runs" / "first" / "result.json")
