@@ -165,7 +165,7 @@ def searched(objective: Objective, experiment: Experiment, folder: Path, concurr
 
 def _start(searcher: StudySearcher, scheduler: Any, trial_id: str) -> tuple[Any, Run] | None:
     config = searcher.suggest(trial_id)
-    if config == Searcher.FINISHED:
+    if config is None or config == Searcher.FINISHED:
         return None
     trial = SimpleNamespace(trial_id=trial_id, config=config, status="RUNNING", is_finished=lambda: False)
     scheduler.on_trial_add(None, trial)
