@@ -195,7 +195,7 @@ def test_mlflow_has_a_parent_and_a_child_for_every_run(study: Path, client: Mlfl
     assert experiment is not None
     assert experiment.experiment_id == result["mlflow"]["experiment_id"]
     runs = client.search_runs([experiment.experiment_id], max_results=100)
-    again = len(list((study / "confirm").iterdir()))
+    again = len(list(study.glob("confirm/*")))  # none where ASHA let a single trial finish
     kinds = sorted(r.data.tags["akd.kind"] for r in runs)
     assert kinds == ["confirm"] * again + ["control"] * 2 + ["final"] * 6 + ["study", "teacher"] + ["trial"] * 3
     parent = result["mlflow"]["run_id"]
